@@ -1,0 +1,175 @@
+"""The machine a kernel is built for: what schedules size their tiles by, and the TVM target made from it.
+
+Everything is read from the process (affinity) and from the kernel's description of the CPU; nothing is assumed
+from a product name. Where a figure cannot be read, a conservative one is taken and `assumed` names it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvmopt.errors import UsageError
+
+if TYPE_CHECKING:
+    import tvm
+
+# fp32 lanes and SIMD registers by instruction set: AVX-512 has 32 zmm, AVX2 16 ymm, NEON 32 of 128 bits.
+_ISA = {"avx512": (16, 32), "avx2": (8, 16), "sse": (4, 16), "neon": (4, 32)}
+_CACHE_DEFAULTS = {"l1": 32 << 10, "l2": 512 << 10, "l3": 4 << 20}
+_CPUINFO = Path("/proc/cpuinfo")
+_CACHE_DIR = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A CPU as seen by a schedule.
+
+    `cores` is the number of threads kernels run on; `lanes` the fp32 values per SIMD register; `registers` the
+    number of those; `l1`, `l2`, `l3` bytes (L1 and L2 per core, L3 shared).
+    """
+
+    kind: str
+    name: str
+    llvm_cpu: str
+    isa: str
+    cores: int
+    lanes: int
+    registers: int
+    l1: int
+    l2: int
+    l3: int
+    assumed: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def slug(self) -> str:
+        """The name of this machine's directory under `tuning_logs/`: target, CPU, threads."""
+        return f"llvm-{self.llvm_cpu}-t{self.cores}"
+
+    def target(self) -> tvm.target.Target:
+        """The TVM target: LLVM for this CPU, with as many cores as threads are used."""
+        import tvm
+
+        return tvm.target.Target(
+            {"kind": "llvm", "mtriple": default_triple(), "mcpu": self.llvm_cpu, "num-cores": self.cores}
+        )
+
+    def describe(self) -> str:
+        """One line saying what was found."""
+        caches = f"L1 {self.l1 >> 10} KiB, L2 {self.l2 >> 10} KiB, L3 {self.l3 >> 10} KiB"
+        text = (
+            f"{self.name} ({self.llvm_cpu}), {self.cores} thread{'s' if self.cores != 1 else ''}, "
+            f"{self.isa}: {self.lanes} fp32 lanes x {self.registers} registers, {caches}"
+        )
+        return text + (f" (assumed: {', '.join(self.assumed)})" if self.assumed else "")
+
+
+def available_cores() -> int:
+    """The number of CPUs this process may run on (its affinity, which containers and taskset narrow)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def detect(threads: int | None = None) -> Machine:
+    """Describe this host's CPU; `threads` overrides the core count.
+
+    Raises:
+        UsageError: `threads` is not between 1 and the number of CPUs this process may use.
+    """
+    cores = available_cores()
+    if threads is not None:
+        if not 1 <= threads <= cores:
+            raise UsageError(f"--threads {threads}: this process may use 1 to {cores} CPUs")
+        cores = threads
+    flags, name = _cpuinfo()
+    isa = _isa(flags)
+    lanes, registers = _ISA[isa]
+    sizes, assumed = _caches()
+    return Machine(
+        kind="cpu", name=name, llvm_cpu=_llvm_cpu(), isa=isa, cores=cores, lanes=lanes, registers=registers,
+        l1=sizes["l1"], l2=sizes["l2"], l3=sizes["l3"], assumed=assumed,
+    )  # fmt: skip
+
+
+def threads_environment(threads: int) -> dict[str, str]:
+    """The environment under which TVM, and every peer beside it, uses `threads` threads.
+
+    TVM's pool takes half of an x86 machine's CPUs unless told, and pins its workers but not the main thread,
+    which then sometimes shares a core with one of them: hence `TVM_BIND_THREADS=0`.
+    """
+    count = str(threads)
+    return {
+        "TVM_NUM_THREADS": count,
+        "TVM_BIND_THREADS": "0",
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+    }
+
+
+def configure_threads(threads: int) -> None:
+    """Make this process's TVM (and torch, where it is loaded) use `threads` threads, whenever TVM was loaded."""
+    os.environ.update(threads_environment(threads))
+    if "tvm" in sys.modules:
+        import tvm
+
+        # Mode 1 (fastest cores first) only sets the count: pinning is off through TVM_BIND_THREADS.
+        configure = tvm.get_global_func("runtime.config_threadpool", allow_missing=True)
+        if configure is not None:
+            configure(1, threads)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def default_triple() -> str:
+    """The LLVM triple of this host, as TVM's LLVM reports it."""
+    import tvm
+
+    return str(tvm.target.codegen.llvm_get_system_triple())
+
+
+def _llvm_cpu() -> str:
+    import tvm
+
+    return str(tvm.target.codegen.llvm_get_system_cpu())
+
+
+def _cpuinfo() -> tuple[set[str], str]:
+    if not _CPUINFO.is_file():
+        return set(), platform.processor() or platform.machine()
+    text = _CPUINFO.read_text()
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    name = re.search(r"^(?:model name|Model)\s*:\s*(.*)$", text, re.MULTILINE)
+    found = name.group(1) if name else platform.processor() or platform.machine()
+    return set(flags.group(1).split()) if flags else set(), " ".join(found.split())
+
+
+def _isa(flags: set[str]) -> str:
+    if "avx512f" in flags:
+        return "avx512"
+    if {"avx2", "fma"} <= flags:
+        return "avx2"
+    return "neon" if platform.machine() in ("aarch64", "arm64") else "sse"
+
+
+def _caches() -> tuple[dict[str, int], tuple[str, ...]]:
+    sizes: dict[str, int] = {}
+    for index in sorted(_CACHE_DIR.glob("index*")) if _CACHE_DIR.is_dir() else []:
+        try:
+            level = (index / "level").read_text().strip()
+            kind = (index / "type").read_text().strip()
+            size = (index / "size").read_text().strip()
+        except OSError:
+            continue
+        if kind != "Instruction" and size.endswith("K"):
+            sizes[f"l{level}"] = int(size[:-1]) << 10
+    assumed = tuple(name for name in _CACHE_DEFAULTS if name not in sizes)
+    return {**_CACHE_DEFAULTS, **sizes}, assumed
