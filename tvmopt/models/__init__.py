@@ -1,0 +1,1 @@
+"""The built-in networks: plain PyTorch, small enough to tune in a minute."""

@@ -1,0 +1,1 @@
+"""Plain PyTorch training. Nothing in here imports TVM."""

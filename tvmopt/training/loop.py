@@ -1,0 +1,123 @@
+"""The one training loop, and how accuracy is measured. Plain PyTorch, on the device of the module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvmopt.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from tvmopt.data import Dataset
+
+_EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the data gave. loss: mean cross entropy; accuracy: top-1 while training, in 0..1;
+    validation: top-1 on the held-back set, or None; lr: the learning rate at its end."""
+
+    number: int
+    loss: float
+    accuracy: float
+    validation: float | None
+    lr: float
+
+
+def _device(module: nn.Module) -> torch.device:
+    import torch
+
+    return next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+
+
+def _batches(count: int, batch: int, order: Tensor | None) -> Iterator[Tensor | slice]:
+    for start in range(0, count, batch):
+        yield slice(start, start + batch) if order is None else order[start : start + batch]
+
+
+def train(
+    module: nn.Module,
+    dataset: Dataset,
+    *,
+    epochs: int = 10,
+    lr: float = 2e-3,
+    seed: int = 0,
+    batch: int = 64,
+    validation: Dataset | None = None,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    progress: Callable[[Epoch], None] | None = None,
+) -> list[Epoch]:
+    """Trains `module` in place by AdamW with a cosine learning rate; leaves it in eval mode.
+
+    `seed` fixes the order of the images and what `augment(images, generator)` draws (the module's own start is the
+    caller's); the global generator, which dropout draws from, is seeded for the time of training and put back.
+    Returns one `Epoch` per epoch; `progress` is called with each as it ends.
+    Errors: `UsageError` for counts below 1 or a learning rate that is not positive, `DataError` for an empty data set
+    or a loss that is not finite.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    if epochs < 1 or batch < 1 or lr <= 0:
+        raise UsageError(f"epochs ({epochs}), batch ({batch}) and learning rate ({lr}) must all be positive")
+    count, device = len(dataset), _device(module)
+    if count == 0:
+        raise DataError(f"{dataset.name} ({dataset.split}) has no images to train on")
+    steps = epochs * -(-count // batch)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2), pct_start=0.2)
+    generator = torch.Generator().manual_seed(seed)
+    history = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for number in range(1, epochs + 1):
+            module.train()
+            loss_sum, correct = 0.0, 0
+            for rows in _batches(count, batch, torch.randperm(count, generator=generator)):
+                images, labels = dataset.images[rows], dataset.labels[rows].to(device)
+                if augment is not None:
+                    images = augment(images, generator)
+                logits = module(images.to(device))
+                loss = cross_entropy(logits, labels)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                loss_sum += loss.item() * len(labels)
+                correct += int((logits.argmax(1) == labels).sum())
+            if not loss_sum < float("inf"):
+                raise DataError(f"the loss of epoch {number} is not finite: lower the learning rate ({lr})")
+            held_back = None if validation is None else evaluate(module, validation)
+            epoch = Epoch(number, loss_sum / count, correct / count, held_back, schedule.get_last_lr()[0])
+            history.append(epoch)
+            if progress is not None:
+                progress(epoch)
+    module.eval()
+    return history
+
+
+def evaluate(module: nn.Module, dataset: Dataset, *, batch: int = _EVALUATION_BATCH) -> float:
+    """Top-1 accuracy in 0..1 of `module` on `dataset`, in eval mode; the module's mode is put back.
+
+    Errors: `DataError` for an empty data set.
+    """
+    import torch
+
+    if len(dataset) == 0:
+        raise DataError(f"{dataset.name} ({dataset.split}) has no images to evaluate on")
+    device, training = _device(module), module.training
+    module.eval()
+    correct = 0
+    try:
+        with torch.no_grad():
+            for rows in _batches(len(dataset), batch, None):
+                predicted = module(dataset.images[rows].to(device)).argmax(1).cpu()
+                correct += int((predicted == dataset.labels[rows]).sum())
+    finally:
+        module.train(training)
+    return correct / len(dataset)
