@@ -97,10 +97,11 @@ def load_dataset(
     """Reads one split of a data set and turns it into what a model with `input_shape` takes.
 
     name: digits, mnist, fashionmnist, cifar10, cifar100 (in any case), or the path of an image folder (itself or
-        under `data_dir`) with one directory per class, below `train/` and `test/` (or `val/`) where there are two splits.
+        under `data_dir`): one directory per class, below `train/` and `test/` (or `val/`) where there are two splits.
     split: "train" or "test". limit: at most so many images, evenly spaced, so that a sorted folder keeps its classes.
     input_shape: (C, H, W), or (N, C, H, W) of which N is ignored; default: the data set's own. Images are resized
-        (a folder's: shorter side to 8/7 of the shape, centre cropped), gray is repeated to 3 channels, colour weighted to gray.
+        (a folder's: shorter side to 8/7 of the shape, then the centre), gray is repeated to 3 channels, colour
+        weighted to gray.
 
     Errors: `DataError` for an unknown name, missing or damaged files, and a set too large for memory.
     """

@@ -59,7 +59,10 @@ def torchvision() -> ModuleType:
     try:
         module = importlib.import_module("torchvision")
     except Exception as error:
-        raise TvmoptError(f"torchvision does not fit this torch ({one_line(error)}): install matching versions") from error
-    _log.info("torchvision's compiled part does not load beside this torch (%s): detection operators such as nms are "
-              "not available; models, transforms and datasets are.", reason)
+        raise TvmoptError(f"torchvision does not fit this torch ({one_line(error)}): install a matching one") from error
+    _log.info(
+        "torchvision's compiled part does not load beside this torch (%s): detection operators such as nms are "
+        "not available; models, transforms and datasets are.",
+        reason,
+    )
     return module

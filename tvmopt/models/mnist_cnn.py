@@ -12,8 +12,8 @@ CLASSES = 10
 class MnistCNN(nn.Module):
     """float32 (N, 1, H, W) -> float32 (N, 10) logits, for H = W = 28 (MNIST) or 8 (scikit-learn's digits).
 
-    Three 3x3 convolutions with ReLU, a 2x2 max pool after each of the first two, one dense layer. No batch norm: each convolution
-    keeps its bias, so that all that differs between the methods compared is how the convolution is lowered.
+    Three 3x3 convolutions with ReLU, a 2x2 max pool after each of the first two, one dense layer. No batch norm: each
+    convolution keeps its bias, and nothing but how the convolution is lowered differs between the methods compared.
     """
 
     def __init__(self, size: int = 28) -> None:

@@ -52,7 +52,7 @@ def train(
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     progress: Callable[[Epoch], None] | None = None,
 ) -> list[Epoch]:
-    """Trains `module` in place by AdamW with a cosine learning rate; leaves it in eval mode.
+    """Trains `module` in place by AdamW with a one-cycle (cosine) learning rate; leaves it in eval mode.
 
     `seed` fixes the order of the images and what `augment(images, generator)` draws (the module's own start is the
     caller's); the global generator, which dropout draws from, is seeded for the time of training and put back.
@@ -93,7 +93,7 @@ def train(
             if not loss_sum < float("inf"):
                 raise DataError(f"the loss of epoch {number} is not finite: lower the learning rate ({lr})")
             held_back = None if validation is None else evaluate(module, validation)
-            epoch = Epoch(number, loss_sum / count, correct / count, held_back, schedule.get_last_lr()[0])
+            epoch = Epoch(number, loss_sum / count, correct / count, held_back, float(schedule.get_last_lr()[0]))
             history.append(epoch)
             if progress is not None:
                 progress(epoch)

@@ -64,7 +64,8 @@ def train_digits(output: Path, *, epochs: int = 40, seed: int = 0, quiet: bool =
     except (OSError, RuntimeError) as error:
         raise OutputError(f"{output} cannot be written: {one_line(error)}") from error
     if not quiet:
-        print(f"{output}: {output.stat().st_size / 1024:.0f} KiB, top-1 {accuracy:.2%} on {len(held_back)} held-back digits")
+        size = output.stat().st_size / 1024
+        print(f"{output}: {size:.0f} KiB, top-1 {accuracy:.2%} on {len(held_back)} held-back digits")
     return accuracy
 
 
