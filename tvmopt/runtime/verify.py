@@ -50,16 +50,18 @@ def tolerance(dtype: str, strategy: str | Mapping[str, str] | None = None) -> fl
 
 
 def check(actual: Any, reference: Any, dtype: str = "float32", strategy: str | Mapping[str, str] | None = None,
-          *, top1: bool = True) -> Verdict:  # fmt: skip
+          *, top1: bool = True, output_dtype: str | None = None) -> Verdict:  # fmt: skip
     """Compares outputs with their fp64 reference.
 
     Args:
-        actual: a tensor or array, or nested tuples, lists and dicts of them; floating ones must be of `dtype`.
+        actual: a tensor or array, or nested tuples, lists and dicts of them; floating ones must be of `output_dtype`.
         reference: the same structure in fp64; integer and boolean outputs must be equal bit by bit.
         dtype: what was computed in, a row of `TOLERANCES`.
         strategy: a column of it, or operator -> strategy, or None for direct.
         top1: whether the best class of a two-dimensional output must agree; off for kernels, whose
             outputs are no scores.
+        output_dtype: what floating outputs must be of, where that is not `dtype` (a network that computes in
+            float16 and returns float32).
 
     Returns:
         The worst output's verdict. NaN and infinities never pass, nor does another shape, dtype or structure.
@@ -69,7 +71,7 @@ def check(actual: Any, reference: Any, dtype: str = "float32", strategy: str | M
     if len(ours) != len(theirs) or not theirs:
         return _fail(f"{len(ours)} outputs instead of {len(theirs)}")
     verdicts = [
-        _check_one(a, r, dtype, allowed, top1, f"output {i}: " if len(theirs) > 1 else "")
+        _check_one(a, r, output_dtype or dtype, allowed, top1, f"output {i}: " if len(theirs) > 1 else "")
         for i, (a, r) in enumerate(zip(ours, theirs, strict=True))
     ]
     failed = [verdict for verdict in verdicts if not verdict.ok]

@@ -1,0 +1,160 @@
+"""A worker as its parent sees it: a process that is asked and answers, may die, and sleeps when it is not asked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tvmopt.errors import TvmoptError
+from tvmopt.machine import threads_environment
+
+# A sleeping process uses no CPU; 1% of an interval is left for timers that tick.
+_QUIET_SHARE = 0.01
+_QUIET_INTERVAL_S = 0.02
+_SETTLE_LIMIT_S = 3.0
+
+
+class WorkerError(TvmoptError):
+    """A worker that answered with an error, died, or did not answer in time; `status` is a command's for it."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = status
+
+
+def worker_command() -> list[str]:
+    """How a worker is started, from a checkout (`bench`) and from a wheel (`tvmopt.bench`) alike."""
+    return [sys.executable, "-m", f"{__package__}.worker"]
+
+
+class Worker:
+    """One worker process with `threads` threads for every library it may load."""
+
+    def __init__(self, threads: int, command: Sequence[str] | None = None) -> None:
+        assert __package__ is not None
+        root = Path(__file__).resolve().parents[__package__.count(".") + 1]
+        path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+        self._log = tempfile.TemporaryFile("w+", errors="replace")
+        self._process = subprocess.Popen(
+            list(command or worker_command()),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**os.environ, **threads_environment(threads), "PYTHONPATH": path},
+            # A group of its own: what it starts ends with it, and Ctrl-C reaches the parent alone, which ends it.
+            start_new_session=True,
+        )
+        self._buffer = b""
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """The answer to a request; raises WorkerError, and ends the process, where there is none."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, OSError):
+            raise self._died() from None
+        answer = json.loads(self._read_line(timeout_s))
+        if "error" in answer:
+            raise WorkerError(answer["error"], int(answer.get("exit_code", 1)))
+        return dict(answer)
+
+    def _read_line(self, timeout_s: float) -> bytes:
+        assert self._process.stdout is not None
+        pipe, until = self._process.stdout.fileno(), time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([pipe], [], [], max(0.0, until - time.monotonic()))
+            if not ready:
+                self.stop()
+                raise WorkerError(f"no answer after {timeout_s:.0f} s, ended")
+            part = os.read(pipe, 1 << 16)
+            if not part:
+                raise self._died()
+            self._buffer += part
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _died(self) -> WorkerError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)
+        code = self._process.returncode
+        if code is None:
+            how = "closed its pipe"
+        elif code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+        else:
+            how = f"ended with status {code}"
+        last = self._last_words()
+        self.stop()
+        return WorkerError(f"the process {how}" + (f": {last}" if last else ""))
+
+    def _last_words(self) -> str:
+        if self._log.closed:
+            return ""
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log.read()[-5000:].splitlines() if line.strip()]
+        return lines[-1][:200] if lines else ""
+
+    def settle(self) -> bool:
+        """Waits until no thread of the process runs any more; False where one still did after three seconds.
+
+        Thread pools spin for a while after their work. Their settings are their own, so this waits them out.
+        """
+        until = time.monotonic() + _SETTLE_LIMIT_S
+        before = cpu_seconds(self.pid)
+        while time.monotonic() < until:
+            time.sleep(_QUIET_INTERVAL_S)
+            now = cpu_seconds(self.pid)
+            if now - before <= _QUIET_SHARE * _QUIET_INTERVAL_S:
+                return True
+            before = now
+        return False
+
+    def stop(self) -> None:
+        """Ends the process and whatever it started; harmless when it has ended."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)
+        self._log.close()
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of all threads of a process so far, in nanosecond steps where the kernel counts them; 0 when gone."""
+    total = 0
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/schedstat") as stat:
+                total += int(stat.read().split()[0])
+        return total / 1e9
+    except OSError:
+        return _cpu_seconds_coarse(pid)
+
+
+def _cpu_seconds_coarse(pid: int) -> float:
+    import psutil
+
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)

@@ -1,0 +1,152 @@
+"""The result files: one JSON object with `schema_version`, `environment` and `results`.
+
+Other programs read them: fields are added, never renamed, and a file is checked when written and when read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from tvmopt.errors import DataError, OutputError
+
+SCHEMA_VERSION = 1
+
+_NUMBER = (int, float)
+# Field -> the types it may have. Every result has every field; None says "not measured" or "does not apply".
+FIELDS: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "variant": (str,),
+    "target": (str,),
+    "dtype": (str,),
+    "batch": (int,),
+    "sparsity": _NUMBER,
+    "method": (str, type(None)),
+    "latency_ms": (dict, type(None)),
+    "samples_ms": (list,),
+    "compile_s": (*_NUMBER, type(None)),
+    "max_abs_err": (*_NUMBER, type(None)),
+    "accuracy": (dict, type(None)),
+    "params": (int, type(None)),
+    "nonzero_params": (int, type(None)),
+    "size_bytes": (int, type(None)),
+    "size_compressed_bytes": (int, type(None)),
+    "flops": (int, type(None)),
+    "threads": (int,),
+    "strategy": (str,),
+    "ci95": (list, type(None)),
+    "unstable": (bool,),
+    "cold": (bool,),
+    "rounds": (list,),
+    "peak_memory_bytes": (int, type(None)),
+    "tuning_s": (*_NUMBER, type(None)),
+    "error": (str, type(None)),
+}
+LATENCY = ("median", "p10", "p90", "p99", "mean", "std", "min", "max")
+ACCURACY = ("top1", "top5", "agreement", "n")
+
+
+def check(document: Any, where: str) -> None:
+    """Raises DataError, naming `where` and the first thing wrong, for a document that breaks the schema."""
+
+    def wrong(what: str) -> DataError:
+        return DataError(f"{where}: not a bench result: {what}")
+
+    if not isinstance(document, dict) or "schema_version" not in document:
+        raise wrong("no schema_version")
+    if document["schema_version"] != SCHEMA_VERSION:
+        raise wrong(f"schema_version {document['schema_version']}, this version reads {SCHEMA_VERSION}")
+    if not isinstance(document.get("environment"), dict) or not isinstance(document.get("results"), list):
+        raise wrong("needs environment and results")
+    for index, row in enumerate(document["results"]):
+        if not isinstance(row, dict):
+            raise wrong(f"result {index} is no object")
+        for name, types in FIELDS.items():
+            if name not in row:
+                raise wrong(f"result {index} lacks {name}")
+            value = row[name]
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                raise wrong(f"result {index}: {name} is a {type(value).__name__}")
+        if len(row["rounds"]) != len(row["samples_ms"]):
+            raise wrong(f"result {index}: {len(row['rounds'])} rounds for {len(row['samples_ms'])} samples")
+        for name, keys in (("latency_ms", LATENCY), ("accuracy", ACCURACY)):
+            missing = [key for key in keys if row[name] is not None and key not in row[name]]
+            if missing:
+                raise wrong(f"result {index}: {name} lacks {missing[0]}")
+        if row["error"] is None and row["latency_ms"] is None:
+            raise wrong(f"result {index} has neither latency_ms nor error")
+
+
+def document(environment: Mapping[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """A checked document of the two; numbers that are not finite, which JSON has not, become null."""
+    made = {"schema_version": SCHEMA_VERSION, "environment": dict(environment), "results": results}
+    clean = _finite(made)
+    check(clean, "this run")
+    return dict(clean)
+
+
+def write(document: Mapping[str, Any], path: Path) -> Path:
+    """Writes a document, whole or not at all; raises OutputError where that cannot be done."""
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text)
+        unfinished.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checked document; raises DataError for a file that is not there or not one."""
+    try:
+        loaded = json.loads(path.read_text())
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+    check(loaded, str(path))
+    return dict(loaded)
+
+
+def results_root() -> Path:
+    """Where runs are kept: `bench/results` of a checkout; of an installed package, `bench-results` here."""
+    here = Path(__file__).resolve().parent
+    in_checkout = (here.parent / "pyproject.toml").is_file()
+    return here / "results" if in_checkout else Path.cwd() / "bench-results"
+
+
+def saved_path(root: Path, environment: Mapping[str, Any], now: datetime | None = None) -> Path:
+    """`<root>/<host>/<date>-<revision>.json` for a run with this environment."""
+    when = (now or datetime.now(timezone.utc)).strftime("%Y%m%dT%H%M%SZ")
+    revision = str((environment.get("git") or {}).get("revision") or "norev")[:9]
+    if (environment.get("git") or {}).get("dirty"):
+        revision += "-dirty"
+    return root / str(environment["host"]) / f"{when}-{revision}.json"
+
+
+def saved_runs(root: Path, host: str) -> list[Path]:
+    """The saved runs of a host, oldest first (the names begin with the date)."""
+    return sorted((root / host).glob("*.json"))
+
+
+def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes two rows of different files the same contender."""
+    names = ("model", "variant", "target", "dtype", "batch", "sparsity", "method", "threads", "strategy", "cold")
+    return tuple(row[name] for name in names)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

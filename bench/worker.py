@@ -1,0 +1,222 @@
+"""One contender in a process of its own, told what to do by JSON lines on its standard input.
+
+    {"do": "reference", ...}   compute what PyTorch computes, save it, describe the model
+    {"do": "prepare", ...}     build, verify, warm up
+    {"do": "round", ...}       time one turn
+    {"do": "finish", ...}      verify again, accuracy, memory
+
+Each is answered by one line: {"ok": true, ...} or {"error": "one line"}. Between them the process sleeps in a read:
+no thread of it may run while another contender is timed. The end of the input ends the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tvmopt.errors import TvmoptError, VerificationError, one_line
+from tvmopt.runtime import timer
+
+from .cases import Case
+
+if TYPE_CHECKING:
+    from tvmopt.data import Dataset
+    from tvmopt.model import Model
+
+    from .peers import Prepared
+    from .reference import Reference
+
+
+class Session:
+    """What one worker knows between requests."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+            "reference": self.reference,
+            "prepare": self.prepare,
+            "round": self.round,
+            "finish": self.finish,
+        }
+        self._case: Case
+        self._model: Model
+        self._reference: Reference
+        self._prepared: Prepared
+        self._call: Callable[[], Any]
+        self._calls = 1
+        self._worst = 0.0
+
+    def handle(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answers one request; what goes wrong becomes the answer."""
+        try:
+            return {"ok": True, **self._handlers[request["do"]](request)}
+        except TvmoptError as error:
+            return {"error": one_line(error), "kind": type(error).__name__, "exit_code": error.exit_code}
+        except Exception as error:
+            # The trace goes to standard error, which the parent keeps; the row gets one line of it.
+            traceback.print_exc()
+            return {"error": f"{type(error).__name__}: {one_line(error)}", "kind": type(error).__name__}
+
+    def reference(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Computes and saves the reference, and describes the model."""
+        from . import reference
+        from .sizes import sizes
+
+        model = self._load(Case.from_json(request["case"]))
+        name = request["dataset"]
+        if name is None and request["default_dataset"]:
+            from tvmopt.data import default_dataset
+
+            name = default_dataset(model)
+        data = _dataset(name, request, model)
+        reference.compute(model, data).save(Path(request["path"]))
+        return {
+            "model": model.spec,
+            "batch": model.batch,
+            "dataset": name,
+            "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in model.example_inputs],
+            **sizes(model.module, model.example_inputs),
+        }
+
+    def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Builds the contender, checks its outputs, warms it up."""
+        self._case = Case.from_json(request["case"])
+        self._model = self._load(self._case)
+        from .reference import Reference
+
+        self._reference = Reference.load(Path(request["reference"]))
+        begin = time.perf_counter()
+        self._prepared, built = self._build()
+        compile_s = time.perf_counter() - begin
+        self._verify("before timing")
+        native = self._native(self._reference.inputs[0])
+        run = self._prepared.run
+        self._call = lambda: run(*native)
+        watch = timer.stopwatch(self._call)
+        seconds = timer.warm_up(watch, limit_s=request["warm_up_s"])
+        self._calls = timer.calibrate(watch, seconds)
+        return {
+            "compile_s": compile_s,
+            "calls_per_sample": self._calls,
+            "size_bytes": self._prepared.size_bytes,
+            "max_abs_err": self._worst,
+            **built,
+        }
+
+    def round(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One turn: samples in seconds per call."""
+        watch = timer.stopwatch(self._call)
+        return {"samples": timer.take_round(watch, self._calls, request["samples"], budget_s=request["budget_s"])}
+
+    def finish(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Checks the outputs again, measures accuracy where there is a data set, reads the peak of memory."""
+        self._verify("after timing")
+        accuracy = None
+        data = _dataset(request["dataset"], request, self._model)
+        if data is not None:
+            accuracy = self._accuracy(data)
+        return {"max_abs_err": self._worst, "accuracy": accuracy, "peak_memory_bytes": _peak_memory()}
+
+    def _load(self, case: Case) -> Model:
+        from tvmopt.machine import configure_threads
+
+        machine = case.options.machine()
+        # Inductor's own setting has to be there before torch is imported.
+        if case.peer == "inductor":
+            from .peers import inductor  # noqa: F401
+        model = case.options.load(case.spec)
+        configure_threads(machine.cores)
+        return model
+
+    def _build(self) -> tuple[Prepared, dict[str, Any]]:
+        options, machine = self._case.options, self._case.options.machine()
+        if self._case.peer is not None:
+            from . import peers
+
+            return peers.prepare(self._case.peer, peers.in_dtype(self._model), machine.cores), {}
+        from tvmopt.variants import build_variant
+
+        from .peers import Prepared
+
+        dump_dir = options.dump_dir
+        compiled = build_variant(
+            self._model, self._case.contender, machine,
+            log_dir=options.log_dir, strategies=options.strategies, schedules_dir=options.schedules_dir,
+            dump_dir=None if dump_dir is None else dump_dir / self._model.log_name / self._case.contender,
+        )  # fmt: skip
+        built = {"tuning_s": getattr(compiled, "tuning_s", None)}
+        return Prepared(compiled, list, lambda outputs: outputs, compiled.size_bytes()), built
+
+    def _native(self, inputs: list[Any]) -> list[Any]:
+        from .peers import cast
+
+        if self._case.peer is not None:
+            inputs = cast(inputs, self._case.options.dtype)
+        return list(self._prepared.to_native(inputs))
+
+    def _outputs(self, inputs: list[Any]) -> list[Any]:
+        from tvmopt.runtime.verify import flatten
+
+        return list(flatten(self._prepared.to_torch(self._prepared.run(*self._native(inputs)))))
+
+    def _verify(self, when: str) -> None:
+        from tvmopt.runtime.verify import check
+
+        dtype, strategies = self._case.options.dtype, self._case.options.strategies
+        for inputs, wanted in zip(self._reference.inputs, self._reference.outputs, strict=True):
+            outputs = self._outputs(inputs)
+            found = {str(y.dtype).removeprefix("torch.") for y in outputs if y.dtype.is_floating_point}
+            # A network in reduced precision may hand out float32, which holds what it computed.
+            wide = "float32" if found == {"float32"} else None
+            verdict = check(outputs, wanted, dtype, strategies, output_dtype=wide)
+            if not verdict.ok:
+                raise VerificationError(f"wrong outputs {when}: {verdict.message}")
+            self._worst = max(self._worst, verdict.max_abs_err)
+
+    def _accuracy(self, data: Dataset) -> dict[str, float]:
+        from . import accuracy
+
+        assert self._reference.predictions is not None
+        scored = accuracy.scores(lambda images: self._outputs([images])[0], data.images, self._model.batch)
+        return accuracy.accuracy(scored, data.labels, self._reference.predictions)
+
+
+def _dataset(name: str | None, request: dict[str, Any], model: Model) -> Dataset | None:
+    if name is None:
+        return None
+    from tvmopt.data import load_dataset
+
+    return load_dataset(name, request["data_dir"], limit=request["limit"], input_shape=model.input_shape)
+
+
+def _peak_memory() -> int:
+    """The largest resident set of this process so far, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _take_over_stdout() -> TextIO:
+    """The answers' stream: libraries that print get standard error instead, whatever language they print from."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return answers
+
+
+def main() -> None:
+    """Answers requests until there are no more."""
+    answers = _take_over_stdout()
+    session = Session()
+    for line in sys.stdin:
+        answers.write(json.dumps(session.handle(json.loads(line))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
