@@ -107,10 +107,11 @@ def _inspect(path: Path, content: bytes) -> None:
         reader = torch._C.PyTorchFileReader(io.BytesIO(content))
         names = reader.get_all_records()
         is_archive = "archive_format" in names and reader.get_record("archive_format") == b"pt2"
-    except RuntimeError:
+    except Exception:
+        # Of several kinds: a half-written file even makes it seek to before the start.
         names, is_archive = [], False
     if not is_archive:
-        raise ModelError(f"{path} is not a torch.export archive: write it with torch.export.save(program, path)")
+        raise ModelError(f"{path} is not a whole torch.export archive: write it with torch.export.save(program, path)")
     programs = [name for name in names if name.startswith("models/")]
     if programs != [_PROGRAM]:
         raise ModelError(f"{path} must hold one exported program named 'model', not {len(programs)} ({programs[:3]})")

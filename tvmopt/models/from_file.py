@@ -56,6 +56,17 @@ def call_factory(path: str, factory: str) -> tuple[nn.Module, tuple[Tensor, ...]
     return module, inputs
 
 
+def _trains(program: ExportedProgram) -> bool:
+    """Whether an operator of the program (batch norm, dropout) was exported in training mode."""
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op == "call_function" and schema is not None:
+            given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | node.kwargs
+            if given.get("training") is True or given.get("train") is True:
+                return True
+    return False
+
+
 def open_exported(path: str) -> tuple[nn.Module, tuple[Tensor, ...], ExportedProgram, dict[str, str]]:
     """Returns the archive's module, example inputs (drawn where none were saved), program and extra files.
 
@@ -69,7 +80,7 @@ def open_exported(path: str) -> tuple[nn.Module, tuple[Tensor, ...], ExportedPro
 
     program, extra = load_exported(path)
     signature = program.graph_signature
-    if signature.buffers_to_mutate:
+    if signature.buffers_to_mutate or _trains(program):
         raise ModelError(f"{path} was exported in training mode: call module.eval() before torch.export.export")
     positional, keywords = program.example_inputs or ((), {})
     user_inputs = set(signature.user_inputs)

@@ -67,8 +67,9 @@ def load(name: str, weights: str | None, shape: tuple[int, int, int] | None, see
             module = models.get_model(name, weights=published, **options)
         except OSError as error:
             reason = one_line(getattr(error, "reason", None) or error, 120)
+            url = getattr(published, "url", "them")
             raise ModelError(
-                f"the weights {weights} of {name} cannot be downloaded ({reason}): fetch {getattr(published, 'url', '')} "
+                f"the weights {weights} of {name} cannot be downloaded ({reason}): fetch {url} "
                 "where there is a network and give it as --weights FILE"
             ) from error
         except Exception as error:

@@ -38,7 +38,7 @@ def shift(images: Tensor, generator: torch.Generator) -> Tensor:
 def train_digits(output: Path, *, epochs: int = 40, seed: int = 0, quiet: bool = False) -> float:
     """Trains, writes the state dict to `output` and returns the top-1 accuracy on the held-back digits.
 
-    Errors: `OutputError` where `output` cannot be written; nothing is written before training is done.
+    Errors: `OutputError` where `output` cannot be written. The file appears whole, or not at all.
     """
     import torch
 
@@ -50,6 +50,9 @@ def train_digits(output: Path, *, epochs: int = 40, seed: int = 0, quiet: bool =
         if not quiet and (epoch.number % 5 == 0 or epoch.number == epochs):
             print(f"epoch {epoch.number:3d}  loss {epoch.loss:.4f}  top-1 in training {epoch.accuracy:.2%}")
 
+    # Known now, not after a minute of training.
+    if not os.access(output.parent, os.W_OK):
+        raise OutputError(f"{output} cannot be written: {output.parent} is not a directory one can write to")
     training, held_back = load_dataset("digits", split="train"), load_dataset("digits", split="test")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
