@@ -41,10 +41,11 @@ class Worker:
     """One worker process with `threads` threads for every library it may load."""
 
     def __init__(self, threads: int, command: Sequence[str] | None = None) -> None:
-        assert __package__ is not None
-        root = Path(__file__).resolve().parents[__package__.count(".") + 1]
+        # The top-level package this file is part of has to be found in the worker as it was here.
+        top = sys.modules[__name__.partition(".")[0]]
+        root = Path(str(top.__file__)).resolve().parents[1]
         path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-        self._log = tempfile.TemporaryFile("w+", errors="replace")
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed in stop)
         self._process = subprocess.Popen(
             list(command or worker_command()),
             stdin=subprocess.PIPE,

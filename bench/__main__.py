@@ -1,0 +1,151 @@
+"""`python -m bench`: original, manual and auto beside what a user would run instead."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmopt.errors import UsageError
+from tvmopt.options import (
+    add_build_options,
+    build_options,
+    duration,
+    make_parser,
+    names,
+    positive_int,
+    run,
+)
+
+if TYPE_CHECKING:
+    import argparse
+
+    from .measure import Data
+    from .turns import Report, Settings
+
+# Literal, because --help must not import what measures; a test compares them with where they are defined.
+_VARIANTS = "original,manual,auto"
+_PEERS = "torch,inductor,onnxruntime,openvino"
+_QUICK_SAMPLES, _QUICK_LIMIT_S = 6, 1.0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `bench`."""
+    made = make_parser(
+        "bench",
+        "bench",
+        "Measures latency, accuracy and size of a model's variants and of the peers a user would run instead, "
+        "each in a process of its own, taking turns.",
+        [
+            "",
+            "torchvision:resnet18 --peers onnxruntime,openvino",
+            "torchvision:resnet18 --variants manual --peers none --threads 1",
+            "my_model.py:make --batch 8 --json out.json",
+            "--quick",
+        ],
+    )
+    made.add_argument("models", nargs="*", metavar="MODEL", default="digits_cnn",
+                      help="digits_cnn, torchvision:NAME, FILE.py:FACTORY or MODEL.pt2")  # fmt: skip
+    group = made.add_argument_group("what is compared, and how long")
+    group.add_argument("--variants", type=names, default=_VARIANTS, metavar="V,...", help="our variants, or none")
+    group.add_argument("--peers", type=names, default=_PEERS, metavar="P,...",
+                       help="peers, or none; torch-channels-last is one more")  # fmt: skip
+    group.add_argument("--samples", type=positive_int, default=30, help="the fewest samples of a contender")
+    group.add_argument("--time-limit", type=duration, default="8s",
+                       help="how long a contender is timed at most; one not precise by then is marked")  # fmt: skip
+    group.add_argument("--quick", action="store_true", help="a few samples, to see that all works; not saved")
+    group.add_argument("--dataset", metavar="D",
+                       help="what accuracy is measured on: digits, mnist, fashionmnist, cifar10, cifar100, an image "
+                       "folder, or none; built-in models have their own")  # fmt: skip
+    group.add_argument("--data-dir", metavar="DIR", help="where data sets are")
+    group.add_argument("--limit", type=positive_int, help="the most images accuracy is measured on")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
+    group.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    add_build_options(made)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures, prints and saves; 1 where a variant of ours failed."""
+    args = parser().parse_args(argv)
+    options = build_options(args)
+    from . import environment, results, table
+    from .cases import contenders
+    from .measure import Data
+    from .peers import installed
+    from .turns import Settings
+
+    specs = tuple(dict.fromkeys([args.models] if isinstance(args.models, str) else args.models))
+    peers, skipped = installed(args.peers)
+    cases = contenders(specs, args.variants, peers, options)
+    if args.dataset == "none" and args.limit:
+        raise UsageError("--limit has no meaning without a data set")
+    machine = options.machine()
+    for line in (machine.describe(), *skipped):
+        print(line, file=sys.stderr)
+    settings = Settings(samples=args.samples, time_limit_s=args.time_limit)
+    if args.quick:
+        settings = Settings(samples=min(args.samples, _QUICK_SAMPLES), time_limit_s=_QUICK_LIMIT_S)
+    data = Data(None if args.dataset == "none" else args.dataset, args.dataset is None, args.data_dir, args.limit)
+    described = environment.describe(machine, machine.cores)
+    described["settings"] = {"samples": settings.samples, "time_limit_s": settings.time_limit_s, "quick": args.quick}
+    described["skipped_peers"] = skipped
+    rows = _measure_all(cases, settings, data, machine.cores)
+    described["load_after"] = environment.load()
+    document = results.document(described, rows)
+    _save(document, args)
+    _show(document, args.markdown, table)
+    return 1 if any(row["error"] and not row["variant"].startswith("peer:") for row in rows) else 0
+
+
+def _measure_all(cases: dict[Any, Any], settings: Settings, data: Data, threads: int) -> list[dict[str, Any]]:
+    """The rows of all models. A model that cannot be loaded ends the run only where it is the only one."""
+    from .measure import failed_rows, measure
+    from .process import WorkerError
+    from .progress import Progress
+
+    rows: list[dict[str, Any]] = []
+    for spec, model_cases in cases.items():
+        with Progress(str(spec), [case.contender for case in model_cases], settings.samples) as progress:
+            report: Report = progress.report
+            try:
+                rows += measure(model_cases, settings, data, threads, report)
+            except WorkerError as error:
+                if len(cases) == 1:
+                    raise
+                rows += failed_rows(model_cases, threads, error)
+    return rows
+
+
+def _save(document: dict[str, Any], args: argparse.Namespace) -> None:
+    from . import results
+
+    if args.json is not None:
+        results.write(document, args.json)
+    if args.quick:
+        return
+    path = results.write(document, results.saved_path(results.results_root(), document["environment"]))
+    print(f"saved as {path}", file=sys.stderr)
+
+
+def _show(document: dict[str, Any], markdown: bool, table: Any) -> None:
+    groups = table.by_model(document["results"]).values()
+    if markdown:
+        for rows in groups:
+            print(table.markdown(rows))
+    else:
+        from rich.console import Console
+
+        # A pipe has no width of its own, and a table wrapped at 80 columns cannot be read.
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        for rows in groups:
+            console.print(table.terminal(rows))
+            for note in table.notes(rows):
+                console.print(note, markup=False, highlight=False, soft_wrap=True)
+    for rows in groups:
+        print(table.conclusion(rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,146 @@
+"""Results for people: a table on the terminal, the same in Markdown, and the one line that says how we stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import statistics
+from .cases import PEER
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HEADER = (
+    "contender",
+    "median ms",
+    "± 95%",
+    "p10 to p90 ms",
+    "vs fastest peer",
+    "top-1",
+    "agree",
+    "max error",
+    "size MB",
+)
+Row = dict[str, Any]
+
+
+def by_model(results: Sequence[Row]) -> dict[tuple[Any, ...], list[Row]]:
+    """Results that can be compared with each other: same model, batch, dtype, sparsity, cold or warm."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in results:
+        key = tuple(row[name] for name in ("model", "batch", "dtype", "sparsity", "method", "threads", "cold"))
+        groups.setdefault(key, []).append(row)
+    return groups
+
+
+def title(rows: Sequence[Row]) -> str:
+    """What a table is of."""
+    first = rows[0]
+    parts = [first["model"], f"batch {first['batch']}", first["dtype"], f"{first['threads']} threads"]
+    if first["strategy"] != "default":
+        parts.append(f"ours with {first['strategy']}")
+    if first["flops"]:
+        parts.append(f"{first['flops'] / 1e9:.3g} GFLOP")
+    return ", ".join(parts)
+
+
+def fastest_peer(rows: Sequence[Row]) -> Row | None:
+    """The peer with the smallest median, None where no peer was timed."""
+    peers = [row for row in rows if row["variant"].startswith(PEER) and row["latency_ms"]]
+    return min(peers, key=lambda row: row["latency_ms"]["median"], default=None)
+
+
+def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """One tuple of texts a row, under `HEADER`. A `!` behind the median marks an unstable one."""
+    peer = fastest_peer(rows)
+    table = []
+    for row in rows:
+        if row["error"] is not None:
+            table.append((row["variant"], "failed", *[""] * (len(HEADER) - 2)))
+            continue
+        latency, accuracy = row["latency_ms"], row["accuracy"]
+        half = (row["ci95"][1] - row["ci95"][0]) / 2 / latency["median"]
+        table.append(
+            (
+                row["variant"],
+                milliseconds(latency["median"]) + (" !" if row["unstable"] else ""),
+                f"{half:.1%}",
+                f"{milliseconds(latency['p10'])} to {milliseconds(latency['p90'])}",
+                f"{latency['median'] / peer['latency_ms']['median']:.2f}" if peer else "",
+                f"{accuracy['top1']:.2%}" if accuracy else "",
+                f"{accuracy['agreement']:.2%}" if accuracy else "",
+                f"{row['max_abs_err']:.1e}" if row["max_abs_err"] is not None else "",
+                f"{row['size_bytes'] / 1e6:.2f}" if row["size_bytes"] else "",
+            )
+        )
+    return table
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What has to be said under a table: errors in full, what the mark means."""
+    said = [f"{row['variant']} failed: {row['error']}" for row in rows if row["error"] is not None]
+    few = [row for row in rows if row["unstable"]]
+    if few:
+        said.append("! unstable: too few samples within the time limit, or too wide an interval; no conclusion on 1%")
+    return said
+
+
+def terminal(rows: Sequence[Row]) -> Table:
+    """A rich table of rows that `by_model` put together."""
+    from rich.table import Table
+
+    table = Table(title=title(rows), title_justify="left", title_style="bold")
+    for index, name in enumerate(HEADER):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    best = min((row["latency_ms"]["median"] for row in rows if row["latency_ms"]), default=None)
+    for row, texts in zip(rows, cells(rows), strict=True):
+        fastest = row["latency_ms"] and row["latency_ms"]["median"] == best
+        table.add_row(*texts, style="red" if row["error"] else "bold green" if fastest else "")
+    return table
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The same table in Markdown."""
+    lines = [f"**{title(rows)}**", "", "| " + " | ".join(HEADER) + " |", "|---|" + "---:|" * (len(HEADER) - 1)]
+    lines += ["| " + " | ".join(texts) + " |" for texts in cells(rows)]
+    return "\n".join([*lines, "", *notes(rows)]).rstrip() + "\n"
+
+
+def conclusion(rows: Sequence[Row]) -> str:
+    """One line: the fastest peer, our ratio to it with its interval, the accuracy.
+
+    Ours is what a user would take: auto, else manual, else original.
+    """
+    peer = fastest_peer(rows)
+    timed = {row["variant"]: row for row in rows if row["latency_ms"]}
+    ours = next((timed[name] for name in ("auto", "manual", "original") if name in timed), None)
+    parts = [rows[0]["model"]]
+    if peer is not None:
+        parts.append(f"fastest peer {peer['variant'][len(PEER) :]} {milliseconds(peer['latency_ms']['median'])} ms")
+    if ours is not None and peer is None:
+        parts.append(f"{ours['variant']} {milliseconds(ours['latency_ms']['median'])} ms, no peer measured")
+    if ours is not None and peer is not None:
+        found = statistics.ratio(peer["samples_ms"], peer["rounds"], ours["samples_ms"], ours["rounds"])
+        text = f"{ours['variant']} {milliseconds(ours['latency_ms']['median'])} ms is {found.value:.2f}x as fast"
+        parts.append(f"{text} (95%: {found.low:.2f} to {found.high:.2f})")
+    accurate = ours or peer
+    if accurate is not None and accurate["accuracy"]:
+        accuracy = accurate["accuracy"]
+        parts.append(f"top-1 {accuracy['top1']:.2%}, {accuracy['agreement']:.2%} as PyTorch, of {accuracy['n']} images")
+    elif accurate is not None and accurate["max_abs_err"] is not None:
+        parts.append(f"largest error {accurate['max_abs_err']:.1e}")
+    return "; ".join(parts) if len(parts) > 1 else f"{parts[0]}: nothing was measured"
+
+
+def milliseconds(value: float) -> str:
+    """Three or four digits, whatever the size."""
+    return (
+        f"{value:.4f}"
+        if value < 1
+        else f"{value:.3f}"
+        if value < 10
+        else f"{value:.2f}"
+        if value < 100
+        else f"{value:.1f}"
+    )
