@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Literal, because --help must not import what measures; a test compares them with where they are defined.
 _VARIANTS = "original,manual,auto"
 _PEERS = "torch,inductor,onnxruntime,openvino"
+# A load average above this is others at work.
+_BUSY = 0.5
 _QUICK_SAMPLES, _QUICK_LIMIT_S = 6, 1.0
 
 
@@ -91,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     described = environment.describe(machine, machine.cores)
     described["settings"] = {"samples": settings.samples, "time_limit_s": settings.time_limit_s, "quick": args.quick}
     described["skipped_peers"] = skipped
+    if (described["load_before"] or 0.0) > _BUSY:
+        print(f"this machine is busy (load {described['load_before']}): times will be too long", file=sys.stderr)
     rows = _measure_all(cases, settings, data, machine.cores)
     described["load_after"] = environment.load()
     document = results.document(described, rows)

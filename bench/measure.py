@@ -91,10 +91,11 @@ def _reference(case: Case, data: Data, path: Path, threads: int, report: Report)
     worker = Worker(threads)
     try:
         request = {"do": "reference", "case": Case(case.spec, "reference", case.options).to_json(), "path": str(path)}
-        return worker.ask({**request, **data.to_json()}, PREPARE_TIMEOUT_S)
+        facts = worker.ask({**request, **data.to_json()}, PREPARE_TIMEOUT_S)
     finally:
         worker.stop()
-        report("reference", "done")
+    report("reference", "done")
+    return facts
 
 
 def _row(case: Case, contender: Contender, facts: dict[str, Any], settings: Settings, threads: int) -> dict[str, Any]:
