@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
+import io
+import logging
 import socket
 import warnings
 from collections.abc import Iterator
@@ -15,6 +17,8 @@ from tvmopt.models.weights import is_file_name, load_state_dict
 
 if TYPE_CHECKING:
     from torch import nn
+
+_log = logging.getLogger(__name__)
 
 # Side of the square image a network was designed for, where that is not 224.
 _SIDES = {"inception_v3": 299}
@@ -63,8 +67,13 @@ def load(name: str, weights: str | None, shape: tuple[int, int, int] | None, see
         torch.manual_seed(seed)
         # googlenet and inception_v3 warn about how they will draw weights in the future.
         warnings.simplefilter("ignore", FutureWarning)
+        if published is not None:
+            _log.info("%s: weights from %s, downloaded once", name, published.url)
+            options["progress"] = False
         try:
-            module = models.get_model(name, weights=published, **options)
+            # torch.hub writes "Downloading" to standard error by itself, where a failure is to be one line.
+            with contextlib.redirect_stderr(io.StringIO()):
+                module = models.get_model(name, weights=published, **options)
         except OSError as error:
             reason = one_line(getattr(error, "reason", None) or error, 120)
             url = getattr(published, "url", "them")
