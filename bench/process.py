@@ -68,7 +68,8 @@ class Worker:
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-        except (BrokenPipeError, OSError):
+        except (OSError, ValueError):
+            # The pipe is broken, or was closed by `stop`.
             raise self._died() from None
         answer = json.loads(self._read_line(timeout_s))
         if "error" in answer:

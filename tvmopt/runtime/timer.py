@@ -59,25 +59,24 @@ def stopwatch(call: Callable[[], object]) -> Stopwatch:
 
 
 def warm_up(watch: Stopwatch, *, limit_s: float = 3.0, sample_s: float = SAMPLE_S) -> float:
-    """Calls until the last three blocks agree within 3%, or `limit_s` has passed; returns seconds per call."""
+    """Calls until three blocks in a row are no faster than the best before, or `limit_s` has passed.
+
+    A block is at least half of `sample_s`; "no faster" is by 1%. Returns seconds per call, of the last blocks.
+    """
     spent = last = watch(1)
-    if spent > limit_s:
-        return last
     blocks: list[float] = []
+    best, since = last, 0
     calls = 1
-    while True:
+    while since < 3 and spent < limit_s:
         elapsed = watch(calls)
         spent += elapsed
         last = elapsed / calls
         if elapsed < sample_s / 2:
             # Not yet a block: the clock would be too much of it.
             calls = max(calls * 2, min(calls * 100, math.ceil(sample_s / max(last, 1e-9))))
-        else:
-            blocks = [*blocks[-2:], last]
-            if len(blocks) == 3 and max(blocks) <= 1.03 * min(blocks):
-                break
-        if spent >= limit_s:
-            break
+            continue
+        blocks = [*blocks[-2:], last]
+        best, since = (last, 0) if last < 0.99 * best else (best, since + 1)
     return statistics.median(blocks) if blocks else last
 
 
