@@ -1,0 +1,205 @@
+"""The process that builds and runs candidates: one that crashes, hangs or computes nonsense harms nobody else.
+
+`python -m tvmopt.tuning.worker` answers the requests of a `process.Process`. For each kernel it is told of, it holds
+inputs, what must come out, and manual's schedule as the baseline every candidate is timed against, taking turns, so
+that the ratio survives a machine whose speed changes by the minute.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tvmopt.tuning.process import serve
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Seconds of one sample. Many short turns beat few long ones: on a shared machine whose speed doubled and halved
+# within seconds, ratios from 21 turns of 1 ms scattered by 4%, from 7 turns of 3 ms by 6%, and single times by 60%.
+SAMPLE_S = 0.001
+# A lone candidate this many times slower than the baseline in its first rounds is not measured further.
+HOPELESS = 2.0
+_HOPELESS_AFTER = 3
+
+
+@dataclass
+class _Kernel:
+    """One kernel: its arguments, the indices of those it writes, what they must hold, and what is built of it."""
+
+    arguments: list[Any]
+    outputs: list[int]
+    target: Any
+    dtype: str
+    strategy: str | None
+    expected: list[np.ndarray] = field(default_factory=list)
+    baseline: Any = None
+    built: dict[int, Any] = field(default_factory=dict)
+
+
+class Worker:
+    """What the process can be asked. Modules come as TVM's JSON."""
+
+    def __init__(self) -> None:
+        self._kernels: dict[str, _Kernel] = {}
+
+    def kernel(self, key: str, reference: str, baseline: str, spec: dict[str, Any]) -> float:
+        """Takes up a kernel: its unscheduled module (what is right) and manual's; returns manual's seconds.
+
+        `spec` has `target`, `outputs` (the indices of the parameters written), `dtype`, `strategy` and `seed`.
+        """
+        import tvm
+
+        module = tvm.ir.load_json(reference)
+        kernel = _Kernel(
+            [], list(spec["outputs"]), tvm.target.Target(spec["target"]), spec["dtype"], spec["strategy"]
+        )  # fmt: skip
+        function = _compile(kernel, module)
+        for positive in (False, True):
+            kernel.arguments = _inputs(module["main"], spec["seed"], positive)
+            _run(kernel, function)
+            # In fp64 already, as the check wants a reference to be.
+            kernel.expected = [_wide(kernel.arguments[i].numpy()) for i in kernel.outputs]
+            if _finite(kernel.expected):
+                break
+        kernel.baseline = _compile(kernel, tvm.ir.load_json(baseline))
+        problem = _problem(kernel, kernel.baseline)
+        if problem:
+            raise ValueError(f"manual's schedule computes something else: {problem}")
+        self._kernels[key] = kernel
+        return _watch(kernel, kernel.baseline, 1)
+
+    def build(self, key: str, number: int, module: str) -> None:
+        """Builds a candidate, machine code included."""
+        import tvm
+
+        kernel = self._kernels[key]
+        kernel.built[number] = _compile(kernel, tvm.ir.load_json(module))
+
+    def measure(self, key: str, number: int, rounds: int) -> dict[str, Any]:
+        """Checks what a candidate computes, times it against the baseline, checks again.
+
+        Returns `{"wrong": why}`, or `{"seconds", "baseline", "ratio"}`: medians over the rounds.
+        """
+        kernel = self._kernels[key]
+        candidate = kernel.built[number]
+        problem = _problem(kernel, candidate)
+        if problem is None:
+            result = self.duel(key, [number], rounds)[0]
+            problem = _problem(kernel, candidate)
+        return {"wrong": problem} if problem else result
+
+    def duel(self, key: str, numbers: list[int], rounds: int) -> list[dict[str, Any]]:
+        """Times candidates and the baseline, taking turns; one result for each candidate, as `measure`'s."""
+        kernel = self._kernels[key]
+        contenders = [kernel.baseline, *(kernel.built[number] for number in numbers)]
+        calls = [_calibrate(kernel, function) for function in contenders]
+        samples: list[list[float]] = [[] for _ in contenders]
+        for turn in range(rounds):
+            for index, function in enumerate(contenders):
+                samples[index].append(_watch(kernel, function, calls[index]) / calls[index])
+            if len(numbers) == 1 and turn + 1 == _HOPELESS_AFTER and min(samples[1]) > HOPELESS * max(samples[0]):
+                break
+        return [
+            {
+                "seconds": statistics.median(taken),
+                "baseline": statistics.median(samples[0]),
+                "ratio": statistics.median(a / b for a, b in zip(taken, samples[0], strict=True)),
+            }
+            for taken in samples[1:]
+        ]
+
+    def drop(self, key: str) -> None:
+        """Forgets a kernel's candidates, and frees their code."""
+        self._kernels[key].built.clear()
+
+
+def _compile(kernel: _Kernel, module: Any) -> Any:
+    import tvm
+
+    built = tvm.compile(module, target=kernel.target).jit()
+    # Taking the function out is what makes LLVM generate code: part of building, not of measuring.
+    built["main"]
+    return built
+
+
+def _run(kernel: _Kernel, built: Any) -> None:
+    """Calls it once, its outputs filled with NaN before: what is not written shows."""
+    import numpy as np
+
+    for index in kernel.outputs:
+        array = kernel.arguments[index].numpy()
+        kernel.arguments[index].copyfrom(np.full_like(array, np.nan if array.dtype.kind == "f" else -1))
+    built["main"](*kernel.arguments)
+
+
+def _problem(kernel: _Kernel, built: Any) -> str | None:
+    from tvmopt.runtime.verify import check
+
+    _run(kernel, built)
+    actual = [kernel.arguments[i].numpy() for i in kernel.outputs]
+    verdict = check(actual, kernel.expected, kernel.dtype, kernel.strategy, top1=False)
+    return None if verdict.ok else verdict.message
+
+
+def _watch(kernel: _Kernel, built: Any, calls: int) -> float:
+    """Seconds of `calls` calls, timed in TVM's own loop: Python's would be half of a short kernel's time."""
+    import tvm
+
+    evaluator = built.time_evaluator("main", tvm.cpu(), number=calls, repeat=1)
+    return float(evaluator(*kernel.arguments).mean) * calls
+
+
+def _calibrate(kernel: _Kernel, built: Any) -> int:
+    once = max(_watch(kernel, built, 1), 1e-7)
+    calls = max(1, round(SAMPLE_S / once))
+    if calls > 1:
+        # The first calls are slow and would make samples too short: ask once more.
+        calls = max(1, round(SAMPLE_S * calls / max(_watch(kernel, built, calls), 1e-7)))
+    return calls
+
+
+def _inputs(func: Any, seed: int, positive: bool) -> list[Any]:
+    """Random arguments for every parameter: normal floats, integers 0 or 1 (valid as indices and as masks).
+
+    `positive` floats lie in 0.5 to 1.5, for kernels that take roots or logarithms of what they are given.
+    """
+    import numpy as np
+    import tvm
+
+    generator = np.random.default_rng(seed)
+    arguments = []
+    for param in func.params:
+        shape = [int(size) for size in param.shape]
+        dtype = str(param.dtype)
+        if not dtype.startswith(("float", "bfloat")):
+            array: np.ndarray = generator.integers(0, 2, shape)
+        elif positive:
+            array = generator.uniform(0.5, 1.5, shape)
+        else:
+            array = generator.standard_normal(shape, dtype=np.float32)
+        empty = tvm.runtime.empty(shape, dtype, tvm.cpu())
+        arguments.append(empty.copyfrom(array.astype(empty.numpy().dtype)))
+    return arguments
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    return array.astype("float64") if array.dtype.kind == "f" else array.copy()
+
+
+def _finite(arrays: list[np.ndarray]) -> bool:
+    import numpy as np
+
+    return all(np.isfinite(array).all() for array in arrays)
+
+
+def main() -> None:
+    """Serves on the process's own pipes."""
+    import tvm  # noqa: F401  (loaded before the first request, so that no time limit counts it)
+
+    serve(Worker())
+
+
+if __name__ == "__main__":
+    main()
