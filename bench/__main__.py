@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,10 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     specs = tuple(dict.fromkeys([args.models] if isinstance(args.models, str) else args.models))
     peers, skipped = installed(args.peers)
-    cases = contenders(specs, args.variants, peers, options)
+    # Wrong names are told before TVM is loaded, which `machine` does.
+    contenders(specs, args.variants, peers, options)
     if args.dataset == "none" and args.limit:
         raise UsageError("--limit has no meaning without a data set")
     machine = options.machine()
+    cases = contenders(specs, args.variants, peers, dataclasses.replace(options, threads=machine.cores))
     for line in (machine.describe(), *skipped):
         print(line, file=sys.stderr)
     settings = Settings(samples=args.samples, time_limit_s=args.time_limit)
@@ -95,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     described["skipped_peers"] = skipped
     if (described["load_before"] or 0.0) > _BUSY:
         print(f"this machine is busy (load {described['load_before']}): times will be too long", file=sys.stderr)
-    rows = _measure_all(cases, settings, data, machine.cores)
+    rows = _measure_all(cases, settings, data)
     described["load_after"] = environment.load()
     document = results.document(described, rows)
     _save(document, args)
@@ -103,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if any(row["error"] and not row["variant"].startswith("peer:") for row in rows) else 0
 
 
-def _measure_all(cases: dict[Any, Any], settings: Settings, data: Data, threads: int) -> list[dict[str, Any]]:
+def _measure_all(cases: dict[Any, Any], settings: Settings, data: Data) -> list[dict[str, Any]]:
     """The rows of all models. A model that cannot be loaded ends the run only where it is the only one."""
     from .measure import failed_rows, measure
     from .process import WorkerError
@@ -114,11 +117,11 @@ def _measure_all(cases: dict[Any, Any], settings: Settings, data: Data, threads:
         with Progress(str(spec), [case.contender for case in model_cases], settings.samples) as progress:
             report: Report = progress.report
             try:
-                rows += measure(model_cases, settings, data, threads, report)
+                rows += measure(model_cases, settings, data, report)
             except WorkerError as error:
                 if len(cases) == 1:
                     raise
-                rows += failed_rows(model_cases, threads, error)
+                rows += failed_rows(model_cases, error)
     return rows
 
 

@@ -17,7 +17,10 @@ PEER = "peer:"
 
 @dataclass(frozen=True)
 class Case:
-    """One contender: `contender` is a variant's name or "peer:" and a peer's, `spec` the model's (None: built in)."""
+    """One contender: `contender` is a variant's name or "peer:" and a peer's, `spec` the model's (None: built in).
+
+    `options.threads` is set: every contender has the same number.
+    """
 
     spec: str | None
     contender: str
@@ -27,6 +30,12 @@ class Case:
     def peer(self) -> str | None:
         """The peer's name, None for a variant of ours."""
         return self.contender[len(PEER) :] if self.contender.startswith(PEER) else None
+
+    @property
+    def threads(self) -> int:
+        """Threads of this contender."""
+        assert self.options.threads is not None
+        return self.options.threads
 
     def to_json(self) -> dict[str, Any]:
         """For the pipe to the worker."""

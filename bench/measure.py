@@ -33,16 +33,13 @@ class Data:
         }
 
 
-def measure(
-    cases: Sequence[Case], settings: Settings, data: Data, threads: int, report: Report
-) -> list[dict[str, Any]]:
+def measure(cases: Sequence[Case], settings: Settings, data: Data, report: Report) -> list[dict[str, Any]]:
     """The result rows of one model's cases, in their order.
 
     Args:
         cases: contenders of the same model and options.
         settings: when enough has been measured.
         data: what accuracy is measured on.
-        threads: for every contender.
         report: called with a contender's name and what it is at, never while one is being timed.
 
     Raises:
@@ -52,12 +49,12 @@ def measure(
     contenders: list[Contender] = []
     with tempfile.TemporaryDirectory(prefix="tvmopt-bench-") as directory:
         path = Path(directory) / "reference.pt"
-        facts = _reference(cases[0], data, path, threads, report)
+        facts = _reference(cases[0], data, path, report)
         data_request = {**data.to_json(), "dataset": facts["dataset"]}
         try:
             for case in cases:
                 report(case.contender, "building")
-                contender = Contender(case.contender, Worker(threads))
+                contender = Contender(case.contender, Worker(case.threads))
                 contenders.append(contender)
                 request = {"do": "prepare", "case": case.to_json(), "reference": str(path)}
                 answer = contender.ask({**request, "warm_up_s": settings.time_limit_s / 4}, PREPARE_TIMEOUT_S)
@@ -74,21 +71,21 @@ def measure(
         finally:
             for contender in contenders:
                 contender.worker.stop()
-    return [_row(case, contender, facts, settings, threads) for case, contender in zip(cases, contenders, strict=True)]
+    return [_row(case, contender, facts, settings) for case, contender in zip(cases, contenders, strict=True)]
 
 
-def failed_rows(cases: Sequence[Case], threads: int, error: WorkerError) -> list[dict[str, Any]]:
+def failed_rows(cases: Sequence[Case], error: WorkerError) -> list[dict[str, Any]]:
     """Rows for the cases of a model that could not be loaded, where other models are measured too."""
     rows = []
     for case in cases:
         contender = Contender(case.contender, worker=None, error=str(error))  # type: ignore[arg-type]
-        rows.append(_row(case, contender, {"model": case.spec or "", "batch": 1}, Settings(), threads))
+        rows.append(_row(case, contender, {"model": case.spec or "", "batch": 1}, Settings()))
     return rows
 
 
-def _reference(case: Case, data: Data, path: Path, threads: int, report: Report) -> dict[str, Any]:
+def _reference(case: Case, data: Data, path: Path, report: Report) -> dict[str, Any]:
     report("reference", "computing in fp64")
-    worker = Worker(threads)
+    worker = Worker(case.threads)
     try:
         request = {"do": "reference", "case": Case(case.spec, "reference", case.options).to_json(), "path": str(path)}
         facts = worker.ask({**request, **data.to_json()}, PREPARE_TIMEOUT_S)
@@ -98,7 +95,7 @@ def _reference(case: Case, data: Data, path: Path, threads: int, report: Report)
     return facts
 
 
-def _row(case: Case, contender: Contender, facts: dict[str, Any], settings: Settings, threads: int) -> dict[str, Any]:
+def _row(case: Case, contender: Contender, facts: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """One result of the schema. A contender with an error keeps no times: they may be of wrong outputs."""
     known = contender.facts
     timed = contender.error is None and bool(contender.samples)
@@ -121,7 +118,7 @@ def _row(case: Case, contender: Contender, facts: dict[str, Any], settings: Sett
         "size_bytes": known.get("size_bytes") or facts.get("size_bytes"),
         "size_compressed_bytes": facts.get("size_compressed_bytes"),
         "flops": facts.get("flops"),
-        "threads": threads,
+        "threads": case.threads,
         "strategy": ",".join(f"{op}={way}" for op, way in sorted(case.options.strategies.items())) or "default",
         "ci95": [bound * 1e3 for bound in contender.ci95] if timed else None,
         "unstable": timed and (contender.restless or not contender.precise(settings)),

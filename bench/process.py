@@ -122,7 +122,7 @@ class Worker:
         while time.monotonic() < until:
             time.sleep(_QUIET_INTERVAL_S)
             now = cpu_seconds(self.pid)
-            if now - before <= _QUIET_SHARE * _QUIET_INTERVAL_S:
+            if now - before <= _QUIET_SHARE * _QUIET_INTERVAL_S and not _runnable(self.pid):
                 return True
             before = now
         return False
@@ -150,6 +150,19 @@ def cpu_seconds(pid: int) -> float:
         return total / 1e9
     except OSError:
         return _cpu_seconds_coarse(pid)
+
+
+def _runnable(pid: int) -> bool:
+    """Whether a thread wants to run: on a busy machine it may do so for a while without getting any CPU time."""
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/stat") as stat:
+                # The state is the field behind the name, which is in parentheses and may hold any character.
+                if stat.read().rpartition(")")[2].split()[0] == "R":
+                    return True
+    except OSError:
+        pass
+    return False
 
 
 def _cpu_seconds_coarse(pid: int) -> float:

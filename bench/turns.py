@@ -49,7 +49,11 @@ class Settings:
 
 @dataclass
 class Contender:
-    """One contender and what is known of it so far. `samples` are seconds per call, `rounds` the turn of each."""
+    """One contender and what is known of it so far. `samples` are seconds per call, `rounds` the turn of each.
+
+    `restless` says that threads still ran after its last turn, `check_at` how many samples make it worth looking
+    again whether it is precise.
+    """
 
     name: str
     worker: Asked
@@ -59,6 +63,7 @@ class Contender:
     spent_s: float = 0.0
     restless: bool = False
     error: str | None = None
+    check_at: int = 0
 
     @property
     def ci95(self) -> tuple[float, float]:
@@ -121,5 +126,10 @@ def _turn(contender: Contender, number: int, settings: Settings) -> None:
 def _done(contender: Contender, settings: Settings) -> bool:
     if contender.error is not None:
         return True
-    late = contender.spent_s >= settings.time_limit_s and len(contender.samples) >= timer.FEWEST_SAMPLES
-    return late or contender.precise(settings)
+    if contender.spent_s >= settings.time_limit_s and len(contender.samples) >= timer.FEWEST_SAMPLES:
+        return True
+    if len(contender.samples) < contender.check_at:
+        return False
+    # A thousand resamples take long beside a turn, and few more samples do not change the interval.
+    contender.check_at = int(len(contender.samples) * 1.2)
+    return contender.precise(settings)

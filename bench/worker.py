@@ -125,27 +125,27 @@ class Session:
     def _load(self, case: Case) -> Model:
         from tvmopt.machine import configure_threads
 
-        machine = case.options.machine()
         # Inductor's own setting has to be there before torch is imported.
         if case.peer == "inductor":
             from .peers import inductor  # noqa: F401
         model = case.options.load(case.spec)
-        configure_threads(machine.cores)
+        configure_threads(case.threads)
         return model
 
     def _build(self) -> tuple[Prepared, dict[str, Any]]:
-        options, machine = self._case.options, self._case.options.machine()
+        options = self._case.options
         if self._case.peer is not None:
+            # Without `options.machine()`: no TVM in a peer's process.
             from . import peers
 
-            return peers.prepare(self._case.peer, peers.in_dtype(self._model), machine.cores), {}
+            return peers.prepare(self._case.peer, peers.in_dtype(self._model), self._case.threads), {}
         from tvmopt.variants import build_variant
 
         from .peers import Prepared
 
         dump_dir = options.dump_dir
         compiled = build_variant(
-            self._model, self._case.contender, machine,
+            self._model, self._case.contender, options.machine(),
             log_dir=options.log_dir, strategies=options.strategies, schedules_dir=options.schedules_dir,
             dump_dir=None if dump_dir is None else dump_dir / self._model.log_name / self._case.contender,
         )  # fmt: skip

@@ -41,7 +41,7 @@ def test_noise_is_called_unstable_and_a_slow_call_gets_three_samples() -> None:
 
     def noisy(calls: int) -> float:
         time.sleep(0.001)
-        return calls * 0.02 * noise.choice([1, 2, 3])
+        return calls * 0.02 * noise.uniform(1, 3)
 
     assert timer.measure(noisy, time_limit_s=0.2).unstable
 
@@ -75,8 +75,7 @@ def test_a_round_keeps_to_its_budget_but_gives_one_sample() -> None:
 
 
 def test_stopwatch_times_real_calls() -> None:
-    elapsed = timer.stopwatch(lambda: time.sleep(0.002))(5)
-    assert 0.010 <= elapsed < 0.1
+    assert timer.stopwatch(lambda: time.sleep(0.002))(5) >= 0.010
 
 
 def test_median_interval_covers_the_median() -> None:
