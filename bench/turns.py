@@ -128,7 +128,7 @@ def _done(contender: Contender, settings: Settings) -> bool:
         return True
     if contender.spent_s >= settings.time_limit_s and len(contender.samples) >= timer.FEWEST_SAMPLES:
         return True
-    if len(contender.samples) < contender.check_at:
+    if len(contender.samples) < max(settings.samples, contender.check_at):
         return False
     # A thousand resamples take long beside a turn, and few more samples do not change the interval.
     contender.check_at = int(len(contender.samples) * 1.2)
