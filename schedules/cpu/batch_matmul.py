@@ -1,0 +1,58 @@
+"""Product of two computed tensors, as in attention (operators/dense.py, `batch_matmul`).
+
+Nothing can be packed ahead of time. A task is one matrix of the batch and a band of its rows; the columns of the right
+matrix stand in the lanes as they are in memory, in tiles of a few registers, and the rows are broadcast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.s_tir import Schedule
+
+from tvmopt.machine import Machine
+
+from .common import divisors, find_block, fuse_epilogue
+
+
+def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule | None:
+    """Schedule a kernel whose anchor is `batch_matmul`; declines any other, and epilogues of another shape."""
+    if kernel.op != "batch_matmul":
+        return None
+    anchor = find_block(sch, "batch_matmul")
+    *_, rows, columns, depth = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars)
+    spatial = len(sch.get(anchor).iter_vars) - 1
+    output = fuse_epilogue(sch, anchor)
+    if output is None or len(sch.get_loops(output)) != spatial:
+        return None
+    # Registers of columns side by side: up to 4, or one short vector where no register's width divides the columns.
+    widths = [d for d in divisors(columns) if d <= 4 * machine.lanes]
+    width = choose("width", widths, max([w for w in widths if w % machine.lanes == 0] or widths))
+    vectors = -(-width // machine.lanes)
+    row_options = [r for r in divisors(rows) if r * vectors + vectors + 1 <= machine.registers]
+    tile = choose("rows", row_options, row_options[-1])
+    bands = [b for b in divisors(rows) if b % tile == 0]
+    band = choose("band", bands, next((b for b in bands if b >= 32), bands[-1]))
+    unrolls = [u for u in divisors(depth) if u <= 8]
+    unroll = choose("unroll", unrolls, unrolls[-1])
+
+    *lead, lm, ln = sch.get_loops(output)
+    m_band, m_tiles, m_tile = sch.split(lm, [None, band // tile, tile])
+    n_tiles, n_lane = sch.split(ln, [None, width])
+    sch.reorder(*lead, m_band, n_tiles, m_tiles, m_tile, n_lane)
+    task = sch.fuse(*lead, m_band)
+    sch.parallel(task)
+    sch.compute_at(anchor, m_tiles, preserve_unit_loops=True)
+    *_, tm, tn, rk = sch.get_loops(anchor)
+    k_outer, k_inner = sch.split(rk, [None, unroll])
+    sch.reorder(k_outer, k_inner, tm, tn)
+    sch.unroll(k_inner)
+    sch.unroll(tm)
+    sch.vectorize(tn)
+    sch.unroll(m_tile)
+    sch.vectorize(n_lane)
+    init = sch.decompose_reduction(anchor, k_outer)
+    *_, im, inn = sch.get_loops(init)
+    sch.unroll(im)
+    sch.vectorize(inn)
+    return sch

@@ -1,0 +1,146 @@
+"""Steps that several rules take: finding blocks, fusing the epilogue, sizing tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tvm.s_tir import Schedule
+
+# Multiply-add latency (4 cycles) times units (2) on every x86 core since Haswell: so many independent sums must be in
+# flight before the units are never idle.
+SUMS_IN_FLIGHT = 8
+
+# Four AVX-512 registers: a longer vector only costs LLVM time to split.
+LONGEST_VECTOR = 64
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, ascending."""
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def block_names(sch: Schedule) -> list[str]:
+    """Names of all blocks of the function, in the order they stand."""
+    return [sch.get(block).name_hint for block in sch.get_child_blocks(sch.get_sblock("root"))]
+
+
+def find_block(sch: Schedule, name: str) -> Any | None:
+    """The block called `name` (or `name_<number>`, as fusion renames a second one), or None."""
+    for candidate in block_names(sch):
+        head, _, tail = candidate.rpartition("_")
+        if candidate == name or (head == name and tail.isdigit()):
+            return sch.get_sblock(candidate)
+    return None
+
+
+def extents(sch: Schedule, block: Any) -> list[int]:
+    """Extents of the loops round `block`."""
+    return [int(sch.get(loop).extent) for loop in sch.get_loops(block)]
+
+
+def is_reduction(sch: Schedule, block: Any) -> bool:
+    """Whether `block` has a reduction axis (`IterVar` type 2; 0 is a spatial one)."""
+    return any(int(iv.iter_type) == 2 for iv in sch.get(block).iter_vars)
+
+
+def fuse_epilogue(sch: Schedule, anchor: Any, before: Iterable[Any] = ()) -> Any | None:
+    """Inline everything after `anchor` into the last block, and return the block that writes a tile's results.
+
+    `before` are stages that feed the anchor and stay. That block is the last one, with the epilogue, where it writes
+    as many elements as the anchor computes. Else (nothing stands after the anchor, or the anchor computes a few
+    columns too many) it is a plain copy out of the registers; a cropping epilogue is then a parallel pass of its own.
+    The anchor's sums are in registers either way. None if the kernel is no chain: a second reduction, two outputs.
+    """
+    keep = {sch.get(block).name_hint for block in (anchor, *before)}
+    outputs = sch.get_output_blocks("root")
+    if len(outputs) != 1:
+        return None
+    output = outputs[0]
+    anchor_name, output_name = sch.get(anchor).name_hint, sch.get(output).name_hint
+    for name in block_names(sch):
+        if name in keep or name == output_name:
+            continue
+        block = sch.get_sblock(name)
+        if is_reduction(sch, block):
+            return None
+        sch.compute_inline(block)
+    if output_name == anchor_name:
+        return sch.cache_write(anchor, 0, "local")
+    computed = math.prod(int(iv.dom.extent) for iv in sch.get(anchor).iter_vars if int(iv.iter_type) == 0)
+    if math.prod(extents(sch, output)) == computed:
+        sch.set_scope(anchor, 0, "local")
+        return output
+    elementwise(sch, output)
+    return sch.cache_write(anchor, 0, "local")
+
+
+def elementwise(sch: Schedule, block: Any) -> None:
+    """One parallel pass over a block without reduction, the innermost loop in SIMD registers."""
+    loops = sch.get_loops(block)
+    inner = int(sch.get(loops[-1]).extent)
+    if len(loops) == 1 or inner > LONGEST_VECTOR:
+        outer = sch.fuse(*loops)
+        total = int(sch.get(outer).extent)
+        width = max(d for d in divisors(total) if d <= LONGEST_VECTOR)
+        outer, lane = sch.split(outer, [None, width])
+    else:
+        outer, lane = sch.fuse(*loops[:-1]), loops[-1]
+    sch.vectorize(lane)
+    sch.parallel(outer)
+
+
+def accumulator_tile(extent: int, vectors: Iterable[int], registers: int) -> tuple[int, int]:
+    """The register tile (rows, vectors) with the cheapest loads a multiply-add, out of those that divide and fit.
+
+    A tile of r rows and v vectors keeps r x v sums in registers, v vectors of weights and one broadcast value. It
+    loads r + v values for r x v multiply-adds; weights count three times, because they stream in from L2 while the
+    broadcast values stay in L1.
+    """
+    fitting = [(r, v) for v in vectors for r in divisors(extent) if r * v + v + 1 <= registers]
+
+    def cost(tile: tuple[int, int]) -> tuple[int, float]:
+        rows, count = tile
+        return max(0, SUMS_IN_FLIGHT - rows * count), (rows + 3 * count) / (rows * count)
+
+    return min(fitting, key=cost)
+
+
+def task_split(
+    bands: Iterable[int], shares: Iterable[int], extent: int, batch: int, machine: Any, traffic: Callable[[int, int], float]
+) -> tuple[int, int]:
+    """How to cut the work into parallel tasks: (rows of a band, shares of the output channels).
+
+    Of the cuts that keep all cores busy to the end, the one with the least `traffic(band, share)`: bytes that reach
+    a core from beyond its L2. Of equals the coarser, because a task has a start-up cost of its own.
+    """
+
+    def cost(cut: tuple[int, int]) -> tuple[float, int]:
+        band, share = cut
+        tasks = batch * share * (extent // band)
+        return round(traffic(band, share) / balanced(tasks, machine.cores), 3), tasks
+
+    return min(((b, s) for b in bands for s in shares), key=cost)
+
+
+def balanced(tasks: int, cores: int) -> float:
+    """Share of the cores' time that `tasks` equal tasks keep busy: 1.0 where they divide evenly."""
+    rounds = -(-tasks // cores)
+    return tasks / (rounds * cores)
+
+
+def vectorize_fill(sch: Schedule, block: Any) -> None:
+    """Vectorise a stage that fills a buffer, where its innermost loop is no longer than a few registers."""
+    loops = sch.get_loops(block)
+    if int(sch.get(loops[-1]).extent) <= LONGEST_VECTOR:
+        sch.vectorize(loops[-1])
+
+
+def vectorize_unroll(sch: Schedule, block: Any, unrolled: int) -> None:
+    """Vectorise the innermost loop of `block` and unroll the `unrolled` loops above it."""
+    loops = sch.get_loops(block)
+    sch.vectorize(loops[-1])
+    for loop in loops[-1 - unrolled : -1]:
+        sch.unroll(loop)
+

@@ -1,0 +1,57 @@
+"""Depthwise convolution in the blocked layout (operators/conv2d_depthwise.py).
+
+Every input value is used kh x kw times and never for another channel, so the kernel lives on memory, not on
+arithmetic: a task is one block of channels and a band of rows, its padded input is made in L1, and a tile of pixels of
+one row is summed in registers with the filter's taps, whose vectors are loaded once a tile.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.s_tir import Schedule
+
+from tvmopt.machine import Machine
+
+from .common import divisors, find_block, fuse_epilogue, task_split, vectorize_fill, vectorize_unroll
+
+
+def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule | None:
+    """Schedule a kernel whose anchor is `conv2d_depthwise`; declines any other."""
+    if kernel.op != "conv2d_depthwise":
+        return None
+    anchor, pad = find_block(sch, "conv2d_depthwise"), find_block(sch, "pad")
+    n, blocks, height, width, lanes, kh, kw = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars)
+    output = fuse_epilogue(sch, anchor, [pad] if pad is not None else [])
+    if output is None:
+        return None
+    # One register a pixel; half of them, because the taps and the input need some too.
+    column_options = [c for c in divisors(width) if c <= machine.registers - kw - 1]
+    columns = choose("columns", column_options, max(c for c in column_options if c <= machine.registers // 2))
+
+    # A band's padded input should stay in L1 beside its output; the halo makes short bands costly.
+    def traffic(band: int, share: int) -> float:
+        halo_bytes = 4 * lanes * width * (band + kh - 1)
+        return blocks * height / band * halo_bytes * (1 if halo_bytes <= machine.l1 / 2 else 2)
+
+    band_default, _ = task_split(divisors(height), [blocks], height, n, machine, traffic)
+    band = choose("band", divisors(height), band_default)
+    ln, lco, ly, lx, lci = sch.get_loops(output)
+    y_band, y_rows = sch.split(ly, [None, band])
+    x_tiles, x_tile = sch.split(lx, [None, columns])
+    task = sch.fuse(ln, lco, y_band)
+    sch.parallel(task)
+    sch.compute_at(anchor, x_tiles, preserve_unit_loops=True)
+    if pad is not None:
+        sch.compute_at(pad, task, preserve_unit_loops=True)
+        vectorize_fill(sch, pad)
+    own = sch.get_loops(anchor)
+    tn, tco, ty, tx, tci, rkh, rkw = own[-7:]
+    sch.reorder(rkh, rkw, tn, tco, ty, tx, tci)
+    sch.unroll(rkh)
+    sch.unroll(rkw)
+    vectorize_unroll(sch, anchor, 1)
+    vectorize_unroll(sch, output, 1)
+    init = sch.decompose_reduction(anchor, rkh)
+    vectorize_unroll(sch, init, 1)
+    return sch

@@ -1,0 +1,112 @@
+"""Direct convolution in the blocked layout (operators/conv2d_direct.py).
+
+The algorithm, for one image:
+
+    for every tile of `rows` x `columns` pixels and `vectors` blocks of output channels:
+        sums = 0                                         # rows x columns x vectors SIMD registers
+        for every block of input channels, tap (kh, kw) and channel in the block:
+            w[0..vectors] = weights                      # one register each
+            for every pixel of the tile:                 # unrolled
+                x = broadcast(input[pixel + tap])        # one scalar to all lanes
+                sums[pixel][0..vectors] += x * w         # `vectors` multiply-adds
+        output = epilogue(sums)                          # bias, residual, activation: still in registers
+
+The steps, each building on the one before (python -m bench.kernels times them):
+
+    1. tile      sums in registers, output channels in the lanes, everything unrolled
+    2. parallel  tasks of several image rows (and a share of the output channels) on all cores
+    3. pad       the border of zeros is made per task, in the core's own cache, not as a stage of its own
+    4. order     pixels outside, vectors inside: a broadcast is used at once and needs one register. The other way
+                 round LLVM keeps all of them alive and spills the sums
+    5. unroll    several input channels a turn: loop overhead gone, loads of the next turn under the current sums
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.s_tir import Schedule
+
+from tvmopt.machine import Machine
+
+from .common import (
+    accumulator_tile,
+    divisors,
+    find_block,
+    fuse_epilogue,
+    task_split,
+    vectorize_fill,
+    vectorize_unroll,
+)
+
+# Multiply-adds in the body of the innermost loop: 6 bytes each, so that the loop stays well inside the 32 KiB
+# instruction cache, while its three own instructions are under 3% of it.
+UNROLLED = 128
+
+
+def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule | None:
+    """Schedule a kernel whose anchor is `conv2d_direct`; declines any other."""
+    if kernel.op != "conv2d_direct":
+        return None
+    anchor, pad = find_block(sch, "conv2d_direct"), find_block(sch, "pad")
+    n, out_blocks, height, width, lanes = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars[:5])
+    in_blocks, kh, kw, in_lanes = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars[5:])
+    output = fuse_epilogue(sch, anchor, [pad] if pad is not None else [])
+    if output is None:
+        return None
+
+    # Register tile: as many pixels of one row as fit. Where a row is so short that this leaves registers empty,
+    # several rows. At most 4 vectors: more weights in registers than that leave too few for the sums.
+    vector_options = [v for v in (1, 2, 3, 4) if out_blocks % v == 0]
+    columns_default, vectors_default = accumulator_tile(width, vector_options, machine.registers)
+    columns = choose("columns", [c for c in divisors(width) if c <= machine.registers - 2], columns_default)
+    vectors = choose("vectors", vector_options, vectors_default)
+    free = (machine.registers - 1 - vectors) // (columns * vectors)
+    row_options = [r for r in divisors(height) if r == 1 or (r <= free and columns == width)]
+    rows = choose("rows", row_options, row_options[-1])
+
+    # Tasks: a share of the output channels times a band of rows. The input of a band should stay in half of the
+    # core's L2 (the other half is for weights passing through), and so should a share of the weights; what does not
+    # comes in again, the input once a share and group of vectors, the weights once a band.
+    groups = out_blocks // vectors
+    weight_bytes = 4 * out_blocks * lanes * in_blocks * in_lanes * kh * kw
+    row_bytes = 4 * in_blocks * in_lanes * width
+
+    def traffic(band: int, share: int) -> float:
+        fits = weight_bytes / share <= machine.l2 / 2
+        input_fits = row_bytes * (band + kh - 1) <= machine.l2 / 2
+        weights = weight_bytes * (1 if fits else height // band)
+        halo = (band + kh - 1) / band
+        return weights + row_bytes * height * halo * share * (1 if input_fits else groups // share)
+
+    band_options = [b for b in divisors(height) if b % rows == 0]
+    share_options = [s for s in divisors(groups) if s <= 4 * machine.cores]
+    band_default, share_default = task_split(band_options, share_options, height, n, machine, traffic)
+    band = choose("band", band_options, band_default)
+    share = choose("share", share_options, share_default)
+    # Input channels a turn: enough that the loop's own instructions vanish beside the multiply-adds.
+    unroll_default = max(u for u in divisors(in_lanes) if u == 1 or u * columns * rows * vectors <= UNROLLED)
+    unroll = choose("unroll", [u for u in divisors(in_lanes) if u <= 16], unroll_default)
+
+    loops = sch.get_loops(output)
+    ln, lco, ly, lx, lci = loops
+    co_share, co_group, co_vector = sch.split(lco, [share, None, vectors])
+    y_band, y_rows, y_tile = sch.split(ly, [None, band // rows, rows])
+    x_tiles, x_tile = sch.split(lx, [None, columns])
+    sch.reorder(ln, co_share, y_band, co_group, y_rows, x_tiles, y_tile, x_tile, co_vector, lci)
+    task = sch.fuse(ln, co_share, y_band)
+    sch.parallel(task)
+    sch.compute_at(anchor, x_tiles, preserve_unit_loops=True)
+    if pad is not None:
+        sch.compute_at(pad, task, preserve_unit_loops=True)
+        vectorize_fill(sch, pad)
+    tn, tco, ty, tx, tci, ico, rkh, rkw, ici = sch.get_loops(anchor)[-9:]
+    ici_outer, ici_inner = sch.split(ici, [None, unroll])
+    sch.reorder(ico, rkh, rkw, ici_outer, ici_inner, tn, ty, tx, tco, tci)
+    sch.unroll(ici_inner)
+    vectorize_unroll(sch, anchor, 4)
+    vectorize_unroll(sch, output, 3)
+    init = sch.decompose_reduction(anchor, ico)
+    vectorize_unroll(sch, init, 4)
+    return sch
+

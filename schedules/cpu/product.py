@@ -1,0 +1,107 @@
+"""The matrix-product nest that 1x1 convolutions, im2col convolutions and dense layers share.
+
+Rows are pixels or samples, columns stand in the lanes of `vectors` registers:
+
+    for every task (a band of rows, a share of the column panels), in parallel:
+        for every group of `vectors` panels:
+            for every tile of `rows` rows:
+                sums[rows][vectors] = 0                        # in registers
+                for k in depth:                                # `unroll` of them a turn
+                    w[0..vectors] = panel[k]
+                    for r in rows:  sums[r][..] += broadcast(a[r][k]) * w
+                output = epilogue(sums)
+
+"Anatomy of High-Performance Matrix Multiplication" (Goto and van de Geijn, 2008); here the panels are packed ahead
+of time, and the epilogue is applied while the sums are in registers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.s_tir import Schedule
+
+from tvmopt.machine import Machine
+
+from .common import accumulator_tile, divisors, task_split
+
+# Multiply-adds in the body of the innermost loop; see conv2d_direct.
+UNROLLED = 128
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The numbers of the nest above."""
+
+    rows: int
+    vectors: int
+    band: int
+    share: int
+    unroll: int
+
+
+def choose_tiling(
+    *, batch: int, rows: int, panels: int, lanes: int, depth: int, inner_depth: int, machine: Machine, choose: Any
+) -> Tiling:
+    """Decide the tiling of `batch` products of (rows, depth) by (panels x lanes, depth), `inner_depth` of it innermost."""
+    vector_options = [v for v in (1, 2, 3, 4) if panels % v == 0]
+    rows_default, vectors_default = accumulator_tile(rows, vector_options, machine.registers)
+    vectors = choose("vectors", vector_options, vectors_default)
+    tile_rows = choose("rows", [r for r in divisors(rows) if r <= machine.registers - 2], rows_default)
+    groups = panels // vectors
+    weight_bytes = 4 * panels * lanes * depth
+    row_bytes = 4 * depth
+
+    def traffic(band: int, share: int) -> float:
+        # As in conv2d_direct: what does not fit half of L2 comes in again for every band, or every group.
+        weights = weight_bytes * (1 if weight_bytes / share <= machine.l2 / 2 else rows // band)
+        fits = row_bytes * band <= machine.l2 / 2
+        return weights + row_bytes * rows * share * (1 if fits else groups // share)
+
+    bands = [b for b in divisors(rows) if b % tile_rows == 0]
+    shares = [s for s in divisors(groups) if s <= 8 * machine.cores] if rows > 1 else divisors(groups)
+    band_default, share_default = task_split(bands, shares, rows, batch, machine, traffic)
+    band = choose("band", bands, band_default)
+    share = choose("share", shares, share_default)
+    unrolls = [u for u in divisors(inner_depth) if u <= 16]
+    unroll_default = max(u for u in unrolls if u == 1 or u * tile_rows * vectors <= UNROLLED)
+    return Tiling(tile_rows, vectors, band, share, choose("unroll", unrolls, unroll_default))
+
+
+def split_output(
+    sch: Schedule, batch: list[Any], columns: Any, rows: Any, lane: Any, tiling: Tiling
+) -> tuple[Any, Any]:
+    """Tile the output's loops; returns (the parallel task loop, the loop round one register tile)."""
+    share, group, vector = sch.split(columns, [tiling.share, None, tiling.vectors])
+    band, tiles, tile = sch.split(rows, [None, tiling.band // tiling.rows, tiling.rows])
+    sch.reorder(*batch, share, band, group, tiles, tile, vector, lane)
+    task = sch.fuse(*batch, share, band)
+    sch.parallel(task)
+    return task, tiles
+
+
+def finish(sch: Schedule, anchor: Any, output: Any, spatial: int, order: list[int], tiling: Tiling) -> None:
+    """Order, unroll and vectorise the register tile.
+
+    The last loops of `anchor` are `spatial` tile loops, taken in `order`, and then the reduction loops.
+    """
+    own = sch.get_loops(anchor)
+    reduction_count = sum(int(iv.iter_type) == 2 for iv in sch.get(anchor).iter_vars)
+    tile_loops = own[len(own) - reduction_count - spatial : len(own) - reduction_count]
+    reduction = own[len(own) - reduction_count :]
+    outer, inner = sch.split(reduction[-1], [None, tiling.unroll])
+    sch.reorder(*reduction[:-1], outer, inner, *[tile_loops[i] for i in order])
+    for loop in [inner, *[tile_loops[i] for i in order[:-1]]]:
+        sch.unroll(loop)
+    sch.vectorize(tile_loops[order[-1]])
+    loops = sch.get_loops(output)
+    sch.vectorize(loops[-1])
+    for loop in loops[-3:-1]:
+        sch.unroll(loop)
+    first = reduction[0] if reduction_count > 1 else outer
+    init = sch.decompose_reduction(anchor, first)
+    loops = sch.get_loops(init)
+    sch.vectorize(loops[-1])
+    for loop in loops[-spatial:-1]:
+        sch.unroll(loop)

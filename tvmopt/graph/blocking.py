@@ -1,0 +1,147 @@
+"""Phase 2: the blocked layout and the strategies, in one pass of our own.
+
+Every value is known in the user's layout, in the blocked one, or in both; whoever needs the other form gets it made
+once, at that place. Convolutions bring values into the blocked layout, operators that work on it keep them there,
+anything else takes the user's layout and goes on as it was: a region this pass does not know costs two transforms,
+never correctness. (TVM's ConvertLayout fills up no channels and crashes on transformers.)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvmopt.graph.blocked_ops import HANDLERS
+from tvmopt.operators import blocking
+
+# relax's OpPatternKind.kOutEWiseFusable: element-wise operators that follow are fused into the kernel.
+_OUT_ELEMENTWISE_FUSABLE = 4
+
+
+@dataclass
+class Value:
+    """A tensor of the graph: its form in the user's layout, in the blocked one, and its number of channels."""
+
+    plain: relax.Expr | None = None
+    blocked: relax.Expr | None = None
+    channels: int = 0
+
+
+@dataclass
+class Blocker:
+    """The state of the pass over one function."""
+
+    builder: relax.BlockBuilder
+    block: int
+    strategies: Mapping[str, str]
+    values: dict[relax.Var, Value] = field(default_factory=dict)
+    packed_weights: dict[object, relax.Expr] = field(default_factory=dict)
+
+    def value(self, expr: relax.Expr) -> Value:
+        """The forms of an argument."""
+        if isinstance(expr, relax.Var):
+            return self.values[expr]
+        return Value(plain=expr)
+
+    def plain(self, expr: relax.Expr) -> relax.Expr:
+        """An argument in the user's layout, recursively for tuples."""
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([self.plain(item) for item in expr.fields])
+        if not isinstance(expr, relax.Var):
+            return expr
+        value = self.values[expr]
+        if value.plain is None:
+            assert value.blocked is not None
+            value.plain = self._unpack(value.blocked, value.channels)
+        return value.plain
+
+    def blocked(self, expr: relax.Expr) -> relax.Expr:
+        """A four-dimensional argument in the blocked layout."""
+        value = self.value(expr)
+        if value.blocked is None:
+            assert value.plain is not None
+            value.channels = int(value.plain.ty.shape[1])
+            value.blocked = self.te(blocking.pack, value.plain, block=self.block)
+        return value.blocked
+
+    def te(
+        self, function: Callable[..., object], *tensors: relax.Expr, attrs: dict[str, object] | None = None, **kwargs: object
+    ) -> relax.Expr:
+        """Emit a call of an operator written in TE, as a TensorIR function of its own."""
+        bound = functools.partial(function, **kwargs)
+        return self.builder.emit_te(bound, *tensors, primfunc_name_hint=function.__name__, primfunc_attrs=attrs)
+
+    def anchor(self, function: Callable[..., object], *tensors: relax.Expr, **kwargs: object) -> relax.Expr:
+        """Emit an anchor: element-wise operators after it are fused into it."""
+        return self.te(function, *tensors, attrs={"op_pattern": _OUT_ELEMENTWISE_FUSABLE}, **kwargs)
+
+    def weight(self, key: object, make: Callable[[], np.ndarray]) -> relax.Expr:
+        """A constant made from a weight, shared by all its users."""
+        if key not in self.packed_weights:
+            self.packed_weights[key] = relax.const(make())
+        return self.packed_weights[key]
+
+    def _unpack(self, data: relax.Expr, channels: int) -> relax.Expr:
+        n, outer, h, w, block = (int(x) for x in data.ty.shape)
+        if h == w == 1:  # one pixel: the blocks already stand in the order of the channels
+            flat = self.builder.emit(relax.op.reshape(data, (n, outer * block, 1, 1)))
+            if outer * block == channels:
+                return flat
+            return self.builder.emit(relax.op.strided_slice(flat, [1], [0], [channels]))
+        return self.te(blocking.unpack, data, channels=channels)
+
+    def visit(self, binding: relax.Binding) -> None:
+        """Emit one binding of the old function into the new one."""
+        expr = binding.value
+        if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
+            handler = HANDLERS.get(expr.op.name)
+            value = handler(self, expr) if handler is not None else None
+            if value is None:
+                args = [self.plain(arg) for arg in expr.args]
+                call = relax.Call(expr.op, args, expr.attrs, expr.ty_args)
+                value = Value(plain=self.builder.emit(call))
+        elif isinstance(expr, relax.TupleGetItem):
+            value = Value(plain=self.builder.emit(relax.TupleGetItem(self.plain(expr.tuple_value), expr.index)))
+        else:
+            value = Value(plain=self.builder.emit(self.plain(expr)))
+        self.values[binding.var] = value
+
+
+@tvm.transform.module_pass(opt_level=0, name="BlockLayout")
+class BlockLayout:
+    """Bring `main` into the blocked layout; `block` is the number of fp32 lanes of a SIMD register.
+
+    `strategies` maps an operator ("conv2d") to the strategy it is lowered by ("direct", "gemm").
+    """
+
+    def __init__(self, block: int, strategies: Mapping[str, str]) -> None:
+        self.block = block
+        self.strategies = dict(strategies)
+
+    def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        """Rewrite `main`, which is one dataflow block after `CanonicalizeBindings`."""
+        old = mod["main"]
+        if len(old.body.blocks) != 1 or not isinstance(old.body.blocks[0], relax.DataflowBlock):
+            return mod  # control flow: left in the user's layout
+        builder = relax.BlockBuilder()
+        params = [relax.Var(p.name_hint if hasattr(p, "name_hint") else p.name, p.ty) for p in old.params]
+        blocker = Blocker(builder, self.block, self.strategies)
+        blocker.values.update({o: Value(plain=p) for o, p in zip(old.params, params, strict=True)})
+        with builder.function("main", params):
+            with builder.dataflow():
+                for binding in old.body.blocks[0].bindings:
+                    blocker.visit(binding)
+                result = builder.emit_output(blocker.plain(old.body.body))
+            builder.emit_func_output(result)
+        new = builder.finalize()
+        # `finalize` starts a module of its own: what stood beside main, and main's attributes, come along.
+        for var, func in mod.functions_items():
+            if var.name_hint != "main":
+                new[var] = func
+        new["main"] = new["main"].with_attrs(dict(old.attrs)) if old.attrs else new["main"]
+        return new

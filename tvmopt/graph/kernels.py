@@ -1,0 +1,120 @@
+"""Kernels: the distinct TensorIR functions of a lowered module, each an operator with its fused epilogue."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+import tvm
+from tvm import relax, tirx
+from tvm_ffi import structural_hash, structural_walk
+
+from tvmopt.operators import ANCHORS, FLOPS_ATTR
+
+# Stages of element-wise kernels, by which a kernel without an anchor is named in tables.
+_KINDS = (("pool", "pool2d"), ("concat", "concat"), ("softmax", "softmax"), ("unpack", "layout"), ("pack", "layout"))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One PrimFunc of the lowered module.
+
+    name: its global symbol in the module. func: the unscheduled function. op: the name of its anchor block, or of
+    what it does (`pool2d`, `reduce`, `elementwise`, ...). calls: how often the network calls it. flops: useful
+    multiplications and additions of one call. bytes: size of all its inputs and outputs, each counted once.
+    """
+
+    name: str
+    func: tirx.PrimFunc
+    op: str
+    calls: int
+    flops: int
+    bytes: int
+
+    @cached_property
+    def key(self) -> str:
+        """16 hex digits that tell kernels apart by what they compute, whatever they are called."""
+        plain = self.func.without_attr("global_symbol") if _has(self.func, "global_symbol") else self.func
+        return f"{structural_hash(plain) & 0xFFFFFFFFFFFFFFFF:016x}"
+
+    @cached_property
+    def shape(self) -> str:
+        """The shapes of its parameters, for tables: inputs -> output."""
+        shapes = ["x".join(str(int(d)) for d in p.shape) or "scalar" for p in self.func.params]
+        return ", ".join(shapes[:-1]) + " -> " + shapes[-1]
+
+
+def _has(func: tirx.PrimFunc, attr: str) -> bool:
+    return func.attrs is not None and attr in func.attrs
+
+
+def block_name(block: tvm.s_tir.SBlock) -> str:
+    """The name of a block without the suffix fusion gives a second one of the same name."""
+    head, _, tail = block.name_hint.rpartition("_")
+    return head if head and tail.isdigit() else block.name_hint
+
+
+def find_blocks(func: tirx.PrimFunc) -> list[tvm.s_tir.SBlock]:
+    """All blocks of `func` but the root, in the order they stand."""
+    found: list[tvm.s_tir.SBlock] = []
+    structural_walk(func.body, (tvm.s_tir.SBlock, found.append))
+    return [block for block in found if block.name_hint != "root"]
+
+
+def _reduces(block: tvm.s_tir.SBlock) -> bool:
+    return any(int(iv.iter_type) == tirx.IterVar.CommReduce for iv in block.iter_vars)
+
+
+def describe(func: tirx.PrimFunc) -> tuple[str, int]:
+    """What `func` does (`Kernel.op`) and how many useful operations one call takes."""
+    found = find_blocks(func)
+    flops = 0
+    op = ""
+    for block in found:
+        extents = [int(iv.dom.extent) for iv in block.iter_vars]
+        name = block_name(block)
+        if name in ANCHORS:
+            op, flops = name, flops + int(block.annotations.get(FLOPS_ATTR, 2 * math.prod(extents)))
+        elif _reduces(block):
+            flops += math.prod(extents)
+    if op:
+        return op, flops
+    names = " ".join(block.name_hint for block in found)
+    for word, kind in _KINDS:
+        if word in names:
+            return kind, flops
+    return ("reduce" if any(_reduces(block) for block in found) else "elementwise"), flops
+
+
+def bytes_moved(func: tirx.PrimFunc) -> int:
+    """Bytes of all parameters of `func`, each counted once: the least it must read and write."""
+    total = 0
+    for param in func.params:
+        bits = tvm.DataType(str(param.dtype)).bits
+        total += math.prod(int(d) for d in param.shape) * bits // 8
+    return total
+
+
+def count_calls(mod: tvm.IRModule) -> Counter[str]:
+    """How often `main` calls each PrimFunc."""
+    calls: Counter[str] = Counter()
+    for block in mod["main"].body.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            if isinstance(value, relax.Call) and getattr(value.op, "name", "") == "relax.call_tir":
+                calls[value.args[0].name_hint] += 1
+    return calls
+
+
+def extract_kernels(mod: tvm.IRModule) -> list[Kernel]:
+    """The kernels of a lowered module, in the order `main` first calls them."""
+    calls = count_calls(mod)
+    kernels = []
+    functions = {var.name_hint: func for var, func in mod.functions_items() if isinstance(func, tirx.PrimFunc)}
+    for name in calls:
+        if name in functions:
+            op, flops = describe(functions[name])
+            kernels.append(Kernel(name, functions[name], op, calls[name], flops, bytes_moved(functions[name])))
+    return kernels
