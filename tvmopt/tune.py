@@ -1,0 +1,256 @@
+"""`python -m tvmopt.tune`: search schedules for a model's kernels, and keep what is found in a tuning log."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmopt.errors import UsageError
+from tvmopt.options import (
+    BuildOptions,
+    Parser,
+    add_build_options,
+    build_options,
+    duration,
+    make_parser,
+    positive_int,
+    run,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tvmopt.graph.kernels import Kernel
+    from tvmopt.machine import Machine
+    from tvmopt.model import Model
+    from tvmopt.plan import Plan
+    from tvmopt.tuning.manifest import Manifest
+    from tvmopt.tuning.session import Report, Settings
+
+SEARCHES = ("template", "metaschedule", "both")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search came to: the log's directory and its manifest, with the plan."""
+
+    path: Path
+    manifest: Manifest
+
+
+def tune(
+    model: Model | nn.Module | str | None = None,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    target: str = "llvm",
+    trials: int | None = None,
+    log_dir: str | Path = "tuning_logs",
+    *,
+    search: str = "template",
+    time_budget: float | None = None,
+    early_stop: int | None = None,
+    seed: int = 0,
+    kernels: set[int] | None = None,
+    fresh: bool = False,
+    options: BuildOptions | None = None,
+    report: Report | None = None,
+) -> Tuned:
+    """Searches schedules for `model`, a spec, a loaded model, or a module with `example_inputs`.
+
+    trials: candidates measured, over all kernels; by default 24 for each kernel with an operator in it, 8 for others.
+    time_budget: seconds of search. early_stop: end when no kernel got faster in its last so many candidates.
+    kernels: indices of those to tune (`python -m tvmopt.tune --list-kernels`). fresh: forget what was found before.
+    options: everything else that decides what is built; `target` and `log_dir` are then its own.
+
+    Raises:
+        UsageError: trials below 1, an unknown search or kernel. OutputError: the log cannot be written.
+        LogError: the log that is there is damaged or of another model.
+    """
+    if trials is not None and trials < 1:
+        raise UsageError(f"trials={trials}: at least one candidate must be measured to find anything")
+    if search not in SEARCHES:
+        raise UsageError(f"search={search!r}: choose one of {', '.join(SEARCHES)}")
+    options = options or BuildOptions(target={"cpu": "llvm"}.get(target, target), log_dir=Path(log_dir))
+    machine = options.machine()
+    from tvmopt.machine import configure_threads
+    from tvmopt.tuning.log import make_writable
+    from tvmopt.tuning.session import Settings
+
+    # Before the model is loaded and lowered, which may take a while.
+    make_writable(options.log_dir / machine.slug)
+    configure_threads(machine.cores)
+    settings = Settings(search, trials, time_budget, early_stop, seed)
+    return _search(_model(model, example_inputs, options), machine, options, settings, kernels, fresh, report)
+
+
+def _search(
+    model: Model, machine: Machine, options: BuildOptions, settings: Settings, selected: set[int] | None,
+    fresh: bool, report: Report | None,
+) -> Tuned:  # fmt: skip
+    from tvmopt.registry import rules
+    from tvmopt.tuning.lines import MANIFEST
+    from tvmopt.tuning.log import Log
+    from tvmopt.tuning.manifest import check_manifest, describe_model, new_manifest, read_manifest
+    from tvmopt.tuning.progress import Progress
+    from tvmopt.tuning.session import Session
+    from tvmopt.variants import lower_model
+
+    path = log_path(options.log_dir, machine, model)
+    manifest = new_manifest(model, machine, options.strategies, settings.search, settings.seed)
+    if (path / MANIFEST).is_file() and not fresh:
+        earlier = read_manifest(path)
+        check_manifest(earlier, path, machine, model)
+        # Of the earlier run its plan and its count are gone on with; the rest says what is run now.
+        manifest = replace(manifest, plan=earlier.plan, trials=earlier.trials, tuning_s=earlier.tuning_s)
+        manifest = replace(manifest, model=describe_model(model))
+    log = Log.start(path, fresh=fresh)
+    kernels = lower_model(model, machine, options.strategies).kernels
+    check_selection(selected, kernels)
+    found = rules(machine.kind, options.schedules_dir)
+    with Progress(f"tuning {model.name} for {machine.slug}") as progress:
+        told = report or progress
+        told.note(machine.describe())
+        for name in log.torn:
+            told.note(f"{path / name}: its last line was half-written, and dropped")
+        session = Session(
+            kernels, machine, found, log, manifest, settings, told, selected=selected,
+            compare=lambda _: _compare(model, machine, options),
+        )  # fmt: skip
+        session.run()
+        told.note(f"ended by: {session.ended_by}")
+    manifest = replace(session.manifest, tuning_s=manifest.tuning_s + session.elapsed)
+    manifest.write(path)
+    return Tuned(path, manifest)
+
+
+def _compare(model: Model, machine: Machine, options: BuildOptions) -> tuple[float, float]:
+    """Median seconds of the whole network, manual's and auto's."""
+    from tvmopt.tuning.network import take_turns
+    from tvmopt.variants import build_variant
+
+    with tempfile.TemporaryDirectory(prefix="tvmopt-tune-") as folder:
+        artifacts = {name: Path(folder) / f"{name}.so" for name in ("manual", "auto")}
+        for name, file in artifacts.items():
+            build_variant(
+                model, name, machine, log_dir=options.log_dir, strategies=options.strategies,
+                schedules_dir=options.schedules_dir,
+            ).export(file)  # fmt: skip
+        seconds = take_turns(artifacts, model, machine.cores, options.strategies)
+    return seconds["manual"], seconds["auto"]
+
+
+def log_path(log_dir: Path, machine: Machine, model: Model) -> Path:
+    """The log's directory: below `log_dir` by machine and model; `log_dir` itself where it is a log already."""
+    from tvmopt.tuning.lines import MANIFEST
+
+    return log_dir if (log_dir / MANIFEST).is_file() else log_dir / machine.slug / model.log_name
+
+
+def check_selection(selected: set[int] | None, kernels: Sequence[Kernel]) -> None:
+    """Raises UsageError for a kernel that does not exist."""
+    beyond = sorted(index for index in selected or () if index >= len(kernels))
+    if beyond:
+        raise UsageError(f"--kernels: there is no kernel {beyond[0]}; this model's are 0 to {len(kernels) - 1}")
+
+
+def _model(model: Any, example_inputs: Any, options: BuildOptions) -> Model:
+    from tvmopt.model import Model, from_module
+
+    if isinstance(model, Model):
+        return model
+    if model is None or isinstance(model, str):
+        return options.load(model)
+    if example_inputs is None:
+        raise UsageError("tune: a module needs example_inputs beside it")
+    return from_module(model, example_inputs)
+
+
+def selection(text: str) -> set[int]:
+    """Kernel indices from `0,3-5`."""
+    chosen: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of kernels like 0,3-5")
+        chosen |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return chosen
+
+
+def parser() -> Parser:
+    """The command line."""
+    made = make_parser(
+        "tune", "tvmopt.tune",
+        "Searches schedules for a model's kernels on this machine. What is found is kept under tuning_logs/; another "
+        "start goes on from there. Trials, time budget and early stop: the first reached ends the search.",
+        ["", "torchvision:resnet18 --time-budget 10m", "digits_cnn --search both --trials 500 --seed 1",
+         "torchvision:resnet18 --list-kernels", "torchvision:resnet18 --kernels 0,3-5 --fresh"],
+    )  # fmt: skip
+    made.add_argument("model", nargs="?", metavar="MODEL", default="digits_cnn",
+                      help="digits_cnn, torchvision:NAME, FILE.py:FACTORY or MODEL.pt2")  # fmt: skip
+    group = made.add_argument_group("the search")
+    group.add_argument("--search", choices=SEARCHES, default="template",
+                       help="the rules' own choices, MetaSchedule's general space, or one after the other")  # fmt: skip
+    group.add_argument("--trials", type=positive_int, metavar="N",
+                       help="candidates to measure over all kernels; by default 24 a convolution or dense kernel "
+                       "(the whole space where it is smaller) and 8 for others")  # fmt: skip
+    group.add_argument("--time-budget", type=duration, metavar="T", help="end after 90s, 10m or 1.5h of search")
+    group.add_argument("--early-stop", type=positive_int, metavar="N",
+                       help="end when no kernel got faster in its last N candidates")  # fmt: skip
+    group.add_argument("--seed", type=int, default=0, help="of the search's random choices")
+    group.add_argument("--kernels", type=selection, metavar="LIST", help="only these, by index: 0,3-5")
+    group.add_argument("--list-kernels", action="store_true", help="print the kernels and their indices, and end")
+    group.add_argument("--fresh", action="store_true", help="forget what earlier runs found")
+    add_build_options(made)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    args = parser().parse_args(argv)
+    options = build_options(args)
+    if args.list_kernels:
+        return _list_kernels(args.model, options)
+    try:
+        tuned = tune(
+            args.model, trials=args.trials, search=args.search, time_budget=args.time_budget,
+            early_stop=args.early_stop, seed=args.seed, kernels=args.kernels, fresh=args.fresh, options=options,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        print("tvmopt: interrupted; the log is in order, and the same command goes on from it", file=sys.stderr)
+        return 130
+    _print_result(tuned)
+    return 0
+
+
+def _list_kernels(spec: str, options: BuildOptions) -> int:
+    from tvmopt.variants import lower_model
+
+    machine = options.machine()
+    kernels = lower_model(options.load(spec), machine, options.strategies).kernels
+    for index, kernel in enumerate(kernels):
+        print(f"{index:3d}  {kernel.op:<18} x{kernel.calls:<3d} {kernel.flops / 1e6:9.2f} MFLOP  {kernel.shape}")
+    return 0
+
+
+def _print_result(tuned: Tuned) -> None:
+    plan: Plan = tuned.manifest.plan
+    for index, kernel in enumerate(plan):
+        seconds, manual = kernel.seconds, kernel.baseline_seconds
+        times = f"{seconds * 1e6:9.1f} us, manual {manual * 1e6:9.1f} us" if seconds and manual else "not measured"
+        print(f"{index:3d}  {kernel.name[:44]:<44} {kernel.source:<12} {times}")
+    network = tuned.manifest.network
+    if "auto_ms" in network:
+        ratio = network["manual_ms"] / network["auto_ms"]
+        print(f"whole network: manual {network['manual_ms']:.3f} ms, auto {network['auto_ms']:.3f} ms, {ratio:.2f}x")
+    if network.get("kept") == "manual":
+        print("auto is not faster: manual's plan is kept")
+    print(f"log: {tuned.path}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

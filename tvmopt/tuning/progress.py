@@ -1,0 +1,87 @@
+"""How a tuning session goes: a live table on a terminal, plain lines elsewhere. On standard error."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from tvmopt.tuning.session import Session
+    from tvmopt.tuning.task import Task
+
+
+class Progress:
+    """The table of a session. Drawn between batches only: drawing takes CPU from who is timed."""
+
+    def __init__(self, title: str) -> None:
+        self._console = Console(stderr=True)
+        self._title = title
+        self._live = Live(console=self._console, auto_refresh=False, transient=False)
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def show(self, session: Session) -> None:
+        """Draws the table anew; a plain line where there is no terminal."""
+        if self._console.is_terminal:
+            self._live.update(table(session, self._title), refresh=True)
+        else:
+            self.note(summary(session))
+
+    def note(self, text: str) -> None:
+        """A line above the table."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def summary(session: Session) -> str:
+    """One line: how far, how long, how long still."""
+    text = f"{session.measured} of at most {session.planned} candidates, {session.elapsed:.0f} s"
+    left = eta(session)
+    return text + (f", about {left:.0f} s to go" if left is not None else "")
+
+
+def eta(session: Session) -> float | None:
+    """Seconds until the first of trials and time budget is reached, by the pace so far."""
+    if not session.measured:
+        return None
+    left = session.elapsed / session.measured * max(0, session.planned - session.measured)
+    budget = session.settings.time_budget
+    return left if budget is None else max(0.0, min(left, budget - session.elapsed))
+
+
+def table(session: Session, title: str) -> Table:
+    """Every kernel of the session: what it is, what was tried, the best against manual."""
+    drawn = Table(title=title, caption=summary(session), title_justify="left", caption_justify="left", box=None)
+    for heading in ("", "kernel", "shapes", "calls", "tried", "manual", "best", "GFLOP/s", "speedup"):
+        right = heading not in ("kernel", "shapes")
+        drawn.add_column(heading, justify="right" if right else "left", no_wrap=heading != "shapes")
+    for task in session.tasks:
+        drawn.add_row(*_row(task))
+    return drawn
+
+
+def _row(task: Task) -> list[str]:
+    kernel = task.kernel
+    tried = str(task.measured)
+    if task.failures:
+        tried += f" ({sum(task.failures.values())} failed)"
+    cells = [str(task.index), kernel.op, kernel.shape, str(kernel.calls), tried]
+    if task.broken:
+        return [*cells, task.broken[:40], "", "", ""]
+    if task.baseline is None or task.ratio is None:
+        return [*cells, "", "", "", ""]
+    best = task.baseline * task.ratio
+    return [
+        *cells, f"{task.baseline * 1e6:.1f} us", f"{best * 1e6:.1f} us",
+        f"{kernel.flops / best * 1e-9:.0f}" if kernel.flops else "", task.verdict or f"{1 / task.ratio:.2f}x",
+    ]  # fmt: skip
