@@ -15,8 +15,10 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import shutil
 import struct
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -37,6 +39,7 @@ FORMAT_VERSION = 1
 _MAGIC = b"TVMOPT\x00\x01"
 _FOOTER = struct.Struct("<IQ8s")
 _CHUNK = 1 << 20
+_SCOPE_LINE = re.compile(rb"Warning: Scope (Saving|Loaded):")
 # Features that operating systems and hypervisors switch off at will and that no compiler emits by itself.
 _NEVER_EMITTED = {
     *("clflushopt", "cldemote", "clwb", "clzero", "enqcmd", "fsgsbase", "fxsr", "hreset", "invpcid", "kl", "lwp"),
@@ -92,20 +95,22 @@ def load(path: str | PathLike[str], *, threads: int | None = None) -> Compiled:
     """
     path = Path(path)
     metadata = read_metadata(path)
-    check_machine(path, metadata)
     import tvm
 
-    if metadata["versions"]["tvm"] != tvm.__version__:
-        raise ArtifactError(
-            f"{path} was built with TVM {metadata['versions']['tvm']} and this is {tvm.__version__}: export it anew"
-        )
-    meta = dict(metadata["meta"])
-    meta["machine"] = _machine(meta.get("machine"))
-    meta["threads"] = threads or min(int(metadata["threads"]), available_cores())
     try:
+        check_machine(path, metadata)
+        if metadata["versions"]["tvm"] != tvm.__version__:
+            raise ArtifactError(
+                f"{path} was built with TVM {metadata['versions']['tvm']} and this is {tvm.__version__}: export it anew"
+            )
+        meta = dict(metadata["meta"])
+        meta["machine"] = _machine(meta.get("machine"))
+        meta["threads"] = threads or min(int(metadata["threads"]), available_cores())
         signature = Signature.from_json(metadata["signature"])
-        with _loadable(path) as library:
-            return Compiled._from_library(tvm.runtime.load_module(str(library)), signature, meta, path)
+        # Not tvm.runtime.load_module, which goes by the file's name.
+        load_library = tvm.get_global_func("ffi.Module.load_from_file.so")
+        with _without_scopes():
+            return Compiled._from_library(load_library(str(path.resolve()), "so"), signature, meta, path)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OSError) as error:
         raise ArtifactError(f"{path} cannot be loaded ({one_line(error, 150)}): export it anew") from error
 
@@ -188,7 +193,8 @@ def _write(compiled: Compiled, path: Path) -> None:
         raise ArtifactError("linking an artifact takes a C compiler: install gcc or clang, or name one in CC")
     text = json.dumps(_describe(compiled), sort_keys=True).encode()
     try:
-        compiled.executable.export_library(str(path))
+        with _without_scopes():
+            compiled.executable.export_library(str(path))
     except RuntimeError as error:
         raise ArtifactError(f"{cc.get_cc()} cannot link the artifact: {_linker_message(error)}") from error
     checksum = 0
@@ -243,12 +249,23 @@ def _linker_message(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _loadable(path: Path) -> Iterator[Path]:
-    """`path`, under a name that TVM takes for a shared library."""
-    if path.suffix == ".so":
-        yield path.resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="tvmopt-") as folder:
-        link = Path(folder) / "model.so"
-        link.symlink_to(path.resolve())
-        yield link
+def _without_scopes() -> Iterator[None]:
+    """Keeps TVM's "Scope Saving:" and "Scope Loaded:", a line for each constant, off standard error.
+
+    TVM 0.27 writes them as warnings and has no setting against it. What else is written meanwhile comes after.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as buffer:
+            os.dup2(buffer.fileno(), 2)
+            try:
+                yield
+            finally:
+                os.dup2(kept, 2)
+                buffer.seek(0)
+                for line in buffer:
+                    if not _SCOPE_LINE.search(line):
+                        os.write(2, line)
+    finally:
+        os.close(kept)

@@ -1,0 +1,85 @@
+"""Rules of a test run: what needs a GPU is skipped without one, and a run that tested nothing fails."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tvmopt.runtime.executable import Compiled
+
+_outcomes: Counter[str] = Counter()
+
+
+def _has_gpu() -> bool:
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def _has_isa(name: str) -> bool:
+    from tvmopt.machine import detect
+
+    # Each x86 set includes those before it.
+    order = ("sse", "avx2", "avx512")
+    found = detect().isa
+    return name == found or (name in order and found in order and order.index(name) <= order.index(found))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what is marked `cuda` where there is no GPU, and `isa(name)` on a CPU without it."""
+    for item in items:
+        for marker in item.iter_markers("isa"):
+            if not _has_isa(marker.args[0]):
+                item.add_marker(pytest.mark.skip(reason=f"this CPU has no {marker.args[0]}"))
+    if any("cuda" in item.keywords for item in items) and not _has_gpu():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Counts what ran."""
+    if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
+        _outcomes[report.outcome] += 1
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A run in which every test was skipped has shown nothing, and fails."""
+    if exitstatus == 0 and _outcomes["skipped"] and not _outcomes["passed"]:
+        print(f"\nall {_outcomes['skipped']} tests were skipped: nothing was tested")
+        session.exitstatus = 1
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., Compiled]:
+    """`build(module, *inputs, threads=None)`: compiled by TVM's own default pipeline, without tvmopt's."""
+
+    def make(module: Any, *inputs: Any, threads: int | None = None) -> Compiled:
+        import torch
+        import tvm
+        from tvm.relax.frontend.torch import from_exported_program
+
+        from tvmopt.machine import detect
+        from tvmopt.runtime.executable import Compiled
+        from tvmopt.runtime.signature import Signature
+
+        machine = detect(threads)
+        target = machine.target()
+        with torch.no_grad():
+            program = torch.export.export(module.eval(), inputs)
+        executable = tvm.compile(from_exported_program(program), target)
+        meta = {
+            "model": type(module).__name__, "variant": "original", "target": str(target), "machine": machine,
+            "threads": machine.cores, "compile_s": 0.5, "plan": None,
+        }  # fmt: skip
+        return Compiled(executable, Signature.from_exported(program), meta)
+
+    return make
