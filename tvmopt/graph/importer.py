@@ -35,8 +35,8 @@ def export_program(model: Model) -> torch.export.ExportedProgram:
         raise ModelError(f"torch.export cannot trace {model.name}: {one_line(error)}") from error
 
 
-def import_model(model: Model) -> tvm.IRModule:
-    """Import `model` into Relax; `main` takes the inputs and returns a tuple or tensor, weights are constants.
+def import_program(program: torch.export.ExportedProgram, name: str) -> tvm.IRModule:
+    """Import an exported program into Relax; `main` takes the inputs and returns a tuple, weights are constants.
 
     Raises:
         UnsupportedOperatorError: names the PyTorch operator the importer has no converter for.
@@ -44,16 +44,15 @@ def import_model(model: Model) -> tvm.IRModule:
     """
     from tvm.relax.frontend.torch import from_exported_program
 
-    program = export_program(model)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return from_exported_program(program, keep_params_as_input=False)
     except Exception as error:
-        found = re.search(r"Unsupported function types? \[?(.*?)\]?$", one_line(error))
+        found = re.search(r"Unsupported function types? (.*)", str(error))
         if found:
             names = ", ".join(re.findall(r"[\w.]+", found.group(1)))
             raise UnsupportedOperatorError(
-                f"{model.name} uses {names}, which TVM's PyTorch importer does not know; replace it in the model"
+                f"{name} uses {names}, which TVM's PyTorch importer does not know; replace it in the model"
             ) from error
-        raise ModelError(f"{model.name} cannot be imported: {one_line(error)}") from error
+        raise ModelError(f"{name} cannot be imported: {one_line(error)}") from error

@@ -55,8 +55,8 @@ def dense(data: te.Tensor, weight: te.Tensor, *, columns: int) -> te.Tensor:
     )
 
     def element(*i: te.Var) -> te.PrimExpr:
-        m = te.const(0, "int64")
-        for var, extent in zip(i[:-1], lead, strict=True):
+        m = i[0]
+        for var, extent in zip(i[1:-1], lead[1:], strict=True):
             m = m * extent + var
         return out[m, i[-1] // block, i[-1] % block]
 

@@ -1,0 +1,173 @@
+"""The whole way from a Relax module to an executable, as one literal list of phases.
+
+`--dump-ir DIR` writes the module after every phase as `DIR/<number>-<name>.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tvm
+from tvm import relax
+
+from tvmopt.errors import ModelError, OutputError, UnsupportedOperatorError, one_line
+from tvmopt.graph.blocking import BlockLayout
+from tvmopt.graph.importer import export_program, import_program
+from tvmopt.graph.kernels import Kernel, extract_kernels
+from tvmopt.graph.simplify import simplify_passes
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from tvmopt.machine import Machine
+    from tvmopt.model import Model
+
+DEFAULT_STRATEGIES: dict[str, str] = {"conv2d": "direct"}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A named step of the pipeline."""
+
+    name: str
+    passes: list[tvm.transform.Pass]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A model in TensorIR: `module` with `main` and one PrimFunc a kernel, all of them still unscheduled."""
+
+    program: ExportedProgram
+    module: tvm.IRModule
+    kernels: list[Kernel]
+
+
+def lowering(machine: Machine, strategies: Mapping[str, str], *, blocked: bool) -> list[Phase]:
+    """Phases 1 to 4: from the imported module to kernels. Without `blocked`, TVM's own lowering in NCHW."""
+    transform = relax.transform
+    layout = [BlockLayout(machine.lanes, strategies), transform.CanonicalizeBindings()] if blocked else []
+    return [
+        Phase("1-simplify", simplify_passes()),
+        Phase("2-layout", layout),
+        Phase("3-legalise", [transform.LegalizeOps(), transform.AnnotateTIROpPattern(), transform.FoldConstant()]),
+        Phase("4-fuse", [transform.FuseOps(), transform.FuseTIR(), transform.DeadCodeElimination(["main"])]),
+    ]
+
+
+def building() -> list[Phase]:
+    """Phase 6, after the schedules: memory planned ahead of time, calls lowered to the virtual machine's."""
+    transform = relax.transform
+    return [
+        Phase(
+            "6-plan-memory",
+            [
+                transform.RewriteDataflowReshape(),
+                transform.ToNonDataflow(),
+                transform.RemovePurityChecking(),
+                transform.CallTIRRewrite(),
+                transform.StaticPlanBlockMemory(),
+                transform.LowerAllocTensor(),
+                transform.KillAfterLastUse(),
+                transform.LowerRuntimeBuiltin(),
+                transform.ComputePrimValue(),
+                transform.VMShapeLower(),
+                transform.AttachGlobalSymbol(),
+            ],
+        )
+    ]
+
+
+def run_phases(module: tvm.IRModule, phases: list[Phase], machine: Machine, dump_dir: Path | None) -> tvm.IRModule:
+    """Run `phases` on `module` under the machine's target, dumping after each."""
+    with machine.target(), tvm.transform.PassContext(opt_level=3):
+        for phase in phases:
+            module = tvm.transform.Sequential(phase.passes)(module)
+            dump(module, phase.name, dump_dir)
+    return module
+
+
+def dump(module: tvm.IRModule, name: str, dump_dir: Path | None) -> None:
+    """Write `module` as TVMScript, without the values of constants."""
+    if dump_dir is None:
+        return
+    try:
+        dump_dir.mkdir(parents=True, exist_ok=True)
+        (dump_dir / f"{name}.py").write_text(module.script(show_meta=False))
+    except OSError as error:
+        raise OutputError(f"--dump-ir {dump_dir}: {error.strerror}") from error
+
+
+def uses_blocked_layout(variant: str, strategies: Mapping[str, str]) -> bool:
+    """Whether a variant is lowered by our operators: all but `original` with no strategy asked for."""
+    return variant != "original" or strategies.get("conv2d", "direct") != "direct"
+
+
+def lower_model(
+    model: Model,
+    machine: Machine,
+    strategies: Mapping[str, str] | None = None,
+    *,
+    variant: str = "manual",
+    dump_dir: Path | None = None,
+) -> Lowered:
+    """Import `model` and lower it to unscheduled kernels.
+
+    `original` is TVM's default lowering in the user's layout, unless a strategy is asked for, which only our
+    operators have. manual and auto share one lowering, so that a tuning log fits both.
+
+    Raises:
+        ModelError, UnsupportedOperatorError: the model cannot be imported or lowered; the message names the operator.
+        OutputError: `dump_dir` cannot be written.
+    """
+    chosen = {**DEFAULT_STRATEGIES, **(strategies or {})}
+    program = export_program(model)
+    module = import_program(program, model.name)
+    dump(module, "0-import", dump_dir)
+    phases = lowering(machine, chosen, blocked=uses_blocked_layout(variant, chosen))
+    module = run_phases(module, phases, machine, dump_dir)
+    left = sorted(_unlowered(module))
+    if left:
+        raise UnsupportedOperatorError(f"{model.name} uses {', '.join(left)}, which TVM cannot lower to kernels")
+    return Lowered(program, module, extract_kernels(module))
+
+
+def _unlowered(module: tvm.IRModule) -> set[str]:
+    """Operators of `main` that neither became a kernel nor are the virtual machine's own."""
+    known = ("relax.call_tir", "relax.reshape", "relax.memory", "relax.builtin", "relax.call_pure_packed")
+    found = set()
+    for block in module["main"].body.blocks:
+        for binding in block.bindings:
+            op = getattr(binding.value, "op", None) if isinstance(binding.value, relax.Call) else None
+            if isinstance(op, tvm.ir.Op) and not op.name.startswith(known):
+                found.add(op.name)
+    return found
+
+
+def with_kernels(module: tvm.IRModule, functions: Mapping[str, tvm.tirx.PrimFunc]) -> tvm.IRModule:
+    """`module` with the named kernels replaced by scheduled functions of the same parameters."""
+    updated = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
+    for var, func in module.functions_items():
+        scheduled = functions.get(var.name_hint)
+        if scheduled is not None:
+            # A private function has no global symbol; the schedule's was called main.
+            symbol = func.attrs.get("global_symbol") if func.attrs is not None else None
+            scheduled = scheduled.without_attr("global_symbol")
+            updated[var] = scheduled.with_attr("global_symbol", symbol) if symbol is not None else scheduled
+    return updated
+
+
+def build(module: tvm.IRModule, machine: Machine, dump_dir: Path | None = None) -> tvm.runtime.Executable:
+    """Compile a lowered and scheduled module.
+
+    Raises:
+        ModelError: TVM's code generator refuses it.
+    """
+    dump(module, "5-schedule", dump_dir)
+    module = run_phases(module, building(), machine, dump_dir)
+    try:
+        return tvm.compile(module, target=machine.target(), relax_pipeline=None)
+    except Exception as error:
+        raise ModelError(f"code generation failed: {one_line(error)}") from error

@@ -1,0 +1,145 @@
+"""The three variants: one lowering, and a schedule for every kernel by hand, from a tuning log, or none."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvmopt.graph.pipeline import DEFAULT_STRATEGIES, Lowered, build, lower_model, with_kernels
+from tvmopt.plan import KernelPlan, Plan
+from tvmopt.registry import Rule, apply_rule, rules
+from tvmopt.runtime.executable import Compiled
+from tvmopt.runtime.signature import Signature
+
+if TYPE_CHECKING:
+    import tvm
+
+    from tvmopt.graph.kernels import Kernel
+    from tvmopt.machine import Machine
+    from tvmopt.model import Model
+
+VARIANTS = ("original", "manual", "auto")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    """What every kernel is built with: scheduled functions by name, and the plan they come from.
+
+    `missing` counts kernels whose plan or record was not found in the tuning log; `differences` are those of the
+    machine the log was made on.
+    """
+
+    functions: dict[str, tvm.tirx.PrimFunc]
+    plan: Plan
+    missing: int = 0
+    differences: tuple[str, ...] = ()
+
+
+def schedule_manual(kernel: Kernel, machine: Machine, candidates: list[Rule]) -> tuple[tvm.tirx.PrimFunc, KernelPlan]:
+    """`kernel` by the first rule that takes it, with the rule's own numbers; as it is where none does."""
+    scheduled = apply_rule(kernel, machine, candidates)
+    if scheduled is None:
+        return kernel.func, KernelPlan(kernel.name, kernel.key, "original")
+    plan = KernelPlan(
+        kernel.name, kernel.key, "manual", scheduled.rule.name, scheduled.rule.version, scheduled.choices
+    )
+    return scheduled.schedule.mod["main"], plan
+
+
+def schedule_kernels(
+    lowered: Lowered, variant: str, machine: Machine, *, log_path: Path | None = None, schedules_dir: Path | None = None
+) -> Scheduling:
+    """Schedules for all kernels of a variant; auto reads the log at `log_path`, where there is one.
+
+    Raises:
+        LogError: the log is damaged, or does not fit this model or target.
+    """
+    if variant == "original":
+        return Scheduling({}, Plan(tuple(KernelPlan(k.name, k.key, "original") for k in lowered.kernels)))
+    candidates = rules(machine.kind, schedules_dir)
+    functions: dict[str, tvm.tirx.PrimFunc] = {}
+    plans = []
+    missing = 0
+    logged: Plan | None = None
+    differences: tuple[str, ...] = ()
+    log = None
+    if variant == "auto" and log_path is not None and (log_path / "manifest.json").is_file():
+        from tvmopt.tuning.log import Log
+        from tvmopt.tuning.manifest import check_manifest, read_manifest
+
+        manifest = read_manifest(log_path)
+        differences = tuple(check_manifest(manifest, log_path, machine))
+        logged, log = manifest.plan, Log.read(log_path)
+    for kernel in lowered.kernels:
+        entry = logged.get(kernel.key) if logged is not None else None
+        schedule = log.lookup(kernel) if log is not None and entry and entry.source in ("template", "metaschedule") else None
+        if schedule is not None and entry is not None:
+            functions[kernel.name] = schedule.mod["main"]
+            plans.append(entry)
+            continue
+        missing += entry is None or entry.source in ("template", "metaschedule")
+        functions[kernel.name], plan = schedule_manual(kernel, machine, candidates)
+        plans.append(plan)
+    return Scheduling(functions, Plan(tuple(plans)), missing if variant == "auto" else 0, differences)
+
+
+def log_path_of(model: Model, machine: Machine, log_dir: Path, strategies: Mapping[str, str]) -> Path:
+    """Where the tuning log of `model` on `machine` lies; a strategy that is not the default has a log of its own."""
+    chosen = {name: value for name, value in strategies.items() if DEFAULT_STRATEGIES.get(name) != value}
+    suffix = "".join(f"-{name}={value}" for name, value in sorted(chosen.items()))
+    return Path(log_dir) / machine.slug / (model.log_name + suffix)
+
+
+def build_variant(
+    model: Model,
+    variant: str,
+    machine: Machine,
+    *,
+    log_dir: str | Path = "tuning_logs",
+    strategies: Mapping[str, str] | None = None,
+    schedules_dir: str | Path | None = None,
+    dump_dir: str | Path | None = None,
+) -> Compiled:
+    """Build `model` as `original`, `manual` or `auto`.
+
+    auto takes each kernel's schedule from the model's log below `log_dir`, and manual's where that has none, which
+    is said in one warning.
+
+    Raises:
+        ModelError, UnsupportedOperatorError: the model cannot be imported or lowered.
+        LogError: the log is damaged, or belongs to another model.
+    """
+    started = time.perf_counter()
+    chosen = dict(strategies or {})
+    dump_path = Path(dump_dir) if dump_dir is not None else None
+    log_path = log_path_of(model, machine, Path(log_dir), chosen)
+    lowered = lower_model(model, machine, chosen, variant=variant, dump_dir=dump_path)
+    scheduling = schedule_kernels(
+        lowered, variant, machine, log_path=log_path,
+        schedules_dir=Path(schedules_dir) if schedules_dir is not None else None,
+    )  # fmt: skip
+    for difference in scheduling.differences:
+        _log.warning("%s was tuned on another machine: %s", log_path, difference)
+    if scheduling.missing:
+        _log.warning(
+            "%d of %d kernels of %s have no record in %s and take manual's schedule; tune with: python -m tvmopt.tune %s",
+            scheduling.missing, len(lowered.kernels), model.name, log_path, model.spec,
+        )  # fmt: skip
+    executable = build(with_kernels(lowered.module, scheduling.functions), machine, dump_path)
+    meta = {
+        "model": model.name,
+        "variant": variant,
+        "target": str(machine.target()),
+        "machine": machine,
+        "threads": machine.cores,
+        "strategies": {**DEFAULT_STRATEGIES, **chosen},
+        "plan": scheduling.plan,
+        "compile_s": time.perf_counter() - started,
+    }
+    return Compiled(executable, Signature.from_exported(lowered.program), meta)
