@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--peers", type=names, default=_PEERS, metavar="P,...",
                        help="peers, or none; torch-channels-last is one more")  # fmt: skip
     group.add_argument("--samples", type=positive_int, default=30, help="the fewest samples of a contender")
-    group.add_argument("--time-limit", type=duration, default="8s",
+    group.add_argument("--time-limit", type=duration, default="5s",
                        help="how long a contender is timed at most; one not precise by then is marked")  # fmt: skip
     group.add_argument("--quick", action="store_true", help="a few samples, to see that all works; not saved")
     group.add_argument("--dataset", metavar="D",

@@ -50,7 +50,6 @@ def measure(cases: Sequence[Case], settings: Settings, data: Data, report: Repor
     with tempfile.TemporaryDirectory(prefix="tvmopt-bench-") as directory:
         path = Path(directory) / "reference.pt"
         facts = _reference(cases[0], data, path, report)
-        data_request = {**data.to_json(), "dataset": facts["dataset"]}
         try:
             for case in cases:
                 report(case.contender, "building")
@@ -64,7 +63,7 @@ def measure(cases: Sequence[Case], settings: Settings, data: Data, report: Repor
             for contender in contenders:
                 if contender.error is None:
                     report(contender.name, "checking")
-                    answer = contender.ask({"do": "finish", **data_request}, PREPARE_TIMEOUT_S)
+                    answer = contender.ask({"do": "finish"}, PREPARE_TIMEOUT_S)
                     contender.facts.update(answer or {})
                     contender.worker.stop()
                     report(contender.name, contender.error or "done")

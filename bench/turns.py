@@ -43,7 +43,7 @@ class Settings:
     samples: int = timer.MIN_SAMPLES
     per_round: int = 3
     precision: float = timer.PRECISION
-    time_limit_s: float = 8.0
+    time_limit_s: float = 5.0
     seed: int = 0
 
 

@@ -46,6 +46,7 @@ class Session:
         self._case: Case
         self._model: Model
         self._reference: Reference
+        self._reference_path: Path
         self._prepared: Prepared
         self._call: Callable[[], Any]
         self._calls = 1
@@ -75,6 +76,8 @@ class Session:
             name = default_dataset(model)
         data = _dataset(name, request, model)
         reference.compute(model, data).save(Path(request["path"]))
+        if data is not None:
+            reference.save_data(data, Path(request["path"]))
         return {
             "model": model.spec,
             "batch": model.batch,
@@ -89,7 +92,8 @@ class Session:
         self._model = self._load(self._case)
         from .reference import Reference
 
-        self._reference = Reference.load(Path(request["reference"]))
+        self._reference_path = Path(request["reference"])
+        self._reference = Reference.load(self._reference_path)
         begin = time.perf_counter()
         self._prepared, built = self._build()
         compile_s = time.perf_counter() - begin
@@ -114,12 +118,9 @@ class Session:
         return {"samples": timer.take_round(watch, self._calls, request["samples"], budget_s=request["budget_s"])}
 
     def finish(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Checks the outputs again, measures accuracy where there is a data set, reads the peak of memory."""
+        """Checks the outputs again, measures accuracy if there is a data set, reads the peak of memory."""
         self._verify("after timing")
-        accuracy = None
-        data = _dataset(request["dataset"], request, self._model)
-        if data is not None:
-            accuracy = self._accuracy(data)
+        accuracy = self._accuracy() if self._reference.predictions is not None else None
         return {"max_abs_err": self._worst, "accuracy": accuracy, "peak_memory_bytes": _peak_memory()}
 
     def _load(self, case: Case) -> Model:
@@ -178,12 +179,14 @@ class Session:
                 raise VerificationError(f"wrong outputs {when}: {verdict.message}")
             self._worst = max(self._worst, verdict.max_abs_err)
 
-    def _accuracy(self, data: Dataset) -> dict[str, float]:
+    def _accuracy(self) -> dict[str, float]:
         from . import accuracy
+        from .reference import load_data
 
         assert self._reference.predictions is not None
-        scored = accuracy.scores(lambda images: self._outputs([images])[0], data.images, self._model.batch)
-        return accuracy.accuracy(scored, data.labels, self._reference.predictions)
+        images, labels = load_data(self._reference_path)
+        scored = accuracy.scores(lambda part: self._outputs([part])[0], images, self._model.batch)
+        return accuracy.accuracy(scored, labels, self._reference.predictions)
 
 
 def _dataset(name: str | None, request: dict[str, Any], model: Model) -> Dataset | None:

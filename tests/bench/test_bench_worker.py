@@ -1,0 +1,90 @@
+"""A worker's session in this process, with a stand-in for what builds variants."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.cases import Case
+from bench.worker import Session
+from tvmopt.options import BuildOptions
+
+REQUEST = {"dataset": None, "default_dataset": True, "data_dir": None, "limit": 20}
+
+
+@pytest.fixture
+def builder(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What `build_variant` was called with; `change` is done to the outputs."""
+    seen: dict[str, Any] = {"change": lambda y: y}
+
+    class Compiled:
+        tuning_s = 12.5
+
+        def __init__(self, module: Any) -> None:
+            self.module = module
+
+        def __call__(self, x: Any) -> Any:
+            import torch
+
+            with torch.no_grad():
+                return seen["change"](self.module(x))
+
+        def size_bytes(self) -> int:
+            return 1234
+
+    def build_variant(model: Any, variant: str, machine: Any, **settings: Any) -> Compiled:
+        seen.update(variant=variant, machine=machine, **settings)
+        return Compiled(model.module)
+
+    module = types.ModuleType("tvmopt.variants")
+    module.build_variant = build_variant  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tvmopt.variants", module)
+    return seen
+
+
+def prepared(tmp_path: Path) -> tuple[Session, dict[str, Any]]:
+    case = Case("digits_cnn", "manual", BuildOptions(threads=1, dump_dir=tmp_path / "ir")).to_json()
+    path = str(tmp_path / "reference.pt")
+    facts = Session().handle({"do": "reference", "case": case, "path": path, **REQUEST})
+    assert facts["dataset"] == "digits", facts
+    session = Session()
+    answer = session.handle({"do": "prepare", "case": case, "reference": path, "warm_up_s": 0.2})
+    return session, answer
+
+
+def test_a_variant_from_build_to_accuracy(builder: dict[str, Any], tmp_path: Path) -> None:
+    session, answer = prepared(tmp_path)
+    assert answer["ok"], answer
+    assert (answer["size_bytes"], answer["tuning_s"]) == (1234, 12.5)
+    assert builder["variant"] == "manual"
+    assert builder["machine"].cores == 1
+    assert builder["dump_dir"] == tmp_path / "ir" / "digits_cnn" / "manual"
+    samples = session.handle({"do": "round", "samples": 2, "budget_s": 5})["samples"]
+    assert len(samples) == 2
+    assert min(samples) > 0
+    final = session.handle({"do": "finish"})
+    assert final["accuracy"]["n"] == 20
+    assert final["accuracy"]["agreement"] == 1.0
+
+
+@pytest.mark.parametrize("change", [lambda y: y * 1.01, lambda y: y * float("nan"), lambda y: y[:, :9]])
+def test_a_wrong_variant_is_found_before_timing(builder: dict[str, Any], tmp_path: Path, change: Any) -> None:
+    builder["change"] = change
+    _, answer = prepared(tmp_path)
+    assert answer["error"].startswith("wrong outputs before timing")
+
+
+def test_an_output_left_over_from_an_earlier_call_is_found(builder: dict[str, Any], tmp_path: Path) -> None:
+    first: list[Any] = []
+
+    def stale(y: Any) -> Any:
+        first.append(y)
+        return first[0]
+
+    builder["change"] = stale
+    _, answer = prepared(tmp_path)
+    assert answer["error"].startswith("wrong outputs before timing")
