@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import sys
@@ -104,7 +105,9 @@ def apply_rule(
     from tvm.s_tir import Schedule
 
     for rule in candidates:
-        schedule = Schedule(tvm.IRModule({"main": kernel.func.with_attr("global_symbol", "main")}))
+        # A deep copy: some primitives (reorder) change a function in place, even where others refer to it.
+        func = copy.deepcopy(kernel.func).with_attr("global_symbol", "main")
+        schedule = Schedule(tvm.IRModule({"main": func}))
         recorder = choose if isinstance(choose, Recorder) else Recorder()
         result = rule.function(schedule, kernel, machine, choose or recorder)
         if result is not None:
