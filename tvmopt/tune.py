@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tvmopt.graph.kernels import Kernel
+    from tvmopt.graph.pipeline import Lowered
     from tvmopt.machine import Machine
     from tvmopt.model import Model
     from tvmopt.plan import Plan
@@ -98,9 +99,9 @@ def _search(
     from tvmopt.tuning.manifest import check_manifest, describe_model, new_manifest, read_manifest
     from tvmopt.tuning.progress import Progress
     from tvmopt.tuning.session import Session
-    from tvmopt.variants import lower_model
+    from tvmopt.variants import log_path_of, lower_model
 
-    path = log_path(options.log_dir, machine, model)
+    path = log_path_of(model, machine, options.log_dir, options.strategies)
     manifest = new_manifest(model, machine, options.strategies, settings.search, settings.seed)
     if (path / MANIFEST).is_file() and not fresh:
         earlier = read_manifest(path)
@@ -109,8 +110,8 @@ def _search(
         manifest = replace(manifest, plan=earlier.plan, trials=earlier.trials, tuning_s=earlier.tuning_s)
         manifest = replace(manifest, model=describe_model(model))
     log = Log.start(path, fresh=fresh)
-    kernels = lower_model(model, machine, options.strategies).kernels
-    check_selection(selected, kernels)
+    lowered = lower_model(model, machine, options.strategies)
+    check_selection(selected, lowered.kernels)
     found = rules(machine.kind, options.schedules_dir)
     with Progress(f"tuning {model.name} for {machine.slug}") as progress:
         told = report or progress
@@ -118,8 +119,8 @@ def _search(
         for name in log.torn:
             told.note(f"{path / name}: its last line was half-written, and dropped")
         session = Session(
-            kernels, machine, found, log, manifest, settings, told, selected=selected,
-            compare=lambda _: _compare(model, machine, options),
+            lowered.kernels, machine, found, log, manifest, settings, told, selected=selected,
+            compare=lambda _: _compare(lowered, path, model, machine, options),
         )  # fmt: skip
         session.run()
         told.note(f"ended by: {session.ended_by}")
@@ -128,27 +129,20 @@ def _search(
     return Tuned(path, manifest)
 
 
-def _compare(model: Model, machine: Machine, options: BuildOptions) -> tuple[float, float]:
-    """Median seconds of the whole network, manual's and auto's."""
-    from tvmopt.tuning.network import take_turns
-    from tvmopt.variants import build_variant
+def _compare(
+    lowered: Lowered, path: Path, model: Model, machine: Machine, options: BuildOptions
+) -> tuple[float, float]:
+    """Median seconds of the whole network, manual's and auto's (as the log at `path` has it by now)."""
+    from tvmopt.tuning.network import assemble, take_turns
+    from tvmopt.variants import schedule_kernels
 
     with tempfile.TemporaryDirectory(prefix="tvmopt-tune-") as folder:
         artifacts = {name: Path(folder) / f"{name}.so" for name in ("manual", "auto")}
         for name, file in artifacts.items():
-            build_variant(
-                model, name, machine, log_dir=options.log_dir, strategies=options.strategies,
-                schedules_dir=options.schedules_dir,
-            ).export(file)  # fmt: skip
+            made = schedule_kernels(lowered, name, machine, log_path=path, schedules_dir=options.schedules_dir)
+            assemble(lowered, made.functions, machine, model, name).export(file)
         seconds = take_turns(artifacts, model, machine.cores, options.strategies)
     return seconds["manual"], seconds["auto"]
-
-
-def log_path(log_dir: Path, machine: Machine, model: Model) -> Path:
-    """The log's directory: below `log_dir` by machine and model; `log_dir` itself where it is a log already."""
-    from tvmopt.tuning.lines import MANIFEST
-
-    return log_dir if (log_dir / MANIFEST).is_file() else log_dir / machine.slug / model.log_name
 
 
 def check_selection(selected: set[int] | None, kernels: Sequence[Kernel]) -> None:

@@ -7,6 +7,7 @@ each flushed to disk, a workload before the records that name it: a killed run l
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -244,9 +245,14 @@ def lookup(path: Path, kernel: Kernel) -> Schedule | None:
 
 
 def key_module(func: tvm.tirx.PrimFunc) -> tvm.IRModule:
-    """`func` as the database keys it: nameless, in a module of its own whose function is called `main`."""
+    """`func` as the database keys it: nameless, in a module of its own whose function is called `main`.
+
+    A deep copy: a Schedule changes some functions in place (`reorder` does), even where others refer to them, and
+    the kernel would then not be found under what it was before.
+    """
     from tvm.s_tir.meta_schedule.tune_context import _normalize_mod
 
+    func = copy.deepcopy(func)
     if func.attrs is not None and "global_symbol" in func.attrs:
         func = func.without_attr("global_symbol")
     return _normalize_mod(func)

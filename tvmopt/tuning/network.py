@@ -14,7 +14,10 @@ from tvmopt.runtime.verify import check, flatten
 from tvmopt.tuning.process import Process, WorkerError
 
 if TYPE_CHECKING:
+    from tvmopt.graph.pipeline import Lowered
+    from tvmopt.machine import Machine
     from tvmopt.model import Model
+    from tvmopt.runtime.executable import Compiled
 
 TURNS = 15
 _SAMPLES = 3
@@ -32,6 +35,18 @@ def reference(model: Model) -> list[Any]:
             return [output.detach().numpy() for output in flatten(wide(*inputs))]  # type: ignore[attr-defined]
     except RuntimeError as error:
         raise ModelError(f"the model cannot be run in fp64, which it is verified against: {one_line(error)}") from None
+
+
+def assemble(lowered: Lowered, functions: dict[str, Any], machine: Machine, model: Model, variant: str) -> Compiled:
+    """The network of `lowered` with scheduled `functions` in the place of its kernels: one lowering, many builds."""
+    from tvmopt.graph.pipeline import build, with_kernels
+    from tvmopt.runtime.executable import Compiled
+    from tvmopt.runtime.signature import Signature
+
+    meta = {"model": model.name, "variant": variant, "target": str(machine.target()), "machine": machine,
+            "threads": machine.cores}  # fmt: skip
+    executable = build(with_kernels(lowered.module, functions), machine, None)
+    return Compiled(executable, Signature.from_exported(lowered.program), meta)
 
 
 def take_turns(

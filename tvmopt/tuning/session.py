@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from tvmopt.machine import Machine
     from tvmopt.registry import Rule
 
-BATCH = 8
+# Candidates measured in one go. A batch of the evolution costs seconds whatever its size.
+BATCH = {"template": 8, "metaschedule": 16}
 # Without --trials: so many candidates for each kernel with an operator in it, and for each other one.
 ANCHOR_TRIALS = {"template": 24, "metaschedule": 32}
 OTHER_TRIALS = {"template": 8, "metaschedule": 8}
@@ -142,7 +143,7 @@ class Session:
             if chosen is None:
                 return
             task = chosen
-            count = min(BATCH, self._left(task, source, done))
+            count = min(BATCH[source], self._left(task, source, done))
             proposals = task.propose(source, count, self.settings.seed, self._cost_model)
             if not proposals:
                 continue
@@ -180,7 +181,7 @@ class Session:
             return None
         poor = [task for task in awake if done[task] < self._floor]
         # Each batch goes where most of the network's time is per candidate already spent on it.
-        return max(poor or awake, key=lambda task: task.weight / (done[task] + BATCH))
+        return max(poor or awake, key=lambda task: task.weight / (done[task] + BATCH[source]))
 
     @property
     def _floor(self) -> int:
