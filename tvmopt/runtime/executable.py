@@ -71,7 +71,7 @@ class Compiled:
         use_threads(self._threads)
         self._vm = relax.VirtualMachine(library, tvm.cpu())
         self._main = self._vm["main"]
-        # Filled in when torch is seen; importing it here would cost a numpy user a second.
+        # Filled in with torch's own dtypes at the first call with torch tensors.
         self._torch_specs: list[tuple[tuple[int, ...], Any]] = []
         self._exchange = False
         self._plain_output = signature.structure == 0 and not signature.constant and signature.unflatten is None
