@@ -13,7 +13,7 @@ from tvm.s_tir import Schedule
 from tvmopt.machine import Machine
 
 from .common import find_block, fuse_epilogue, vectorize_fill
-from .product import choose_tiling, finish, split_output
+from .product import choose_tiling, finish, pixel_loops, split_output
 
 
 def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule | None:
@@ -25,8 +25,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     output = fuse_epilogue(sch, anchor, [patches])
     if output is None:
         return None
-    ln, lco, *image, lci = sch.get_loops(output)
-    lpixel = sch.fuse(*image)
+    ln, lco, lpixel, lci = pixel_loops(sch, output)
     tiling = choose_tiling(
         batch=n, rows=pixels, panels=panels, lanes=lanes, depth=depth, inner_depth=depth, machine=machine, choose=choose
     )

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm.s_tir import Schedule
+from tvm.tirx import IndexMap
 
 from tvmopt.machine import Machine
 
@@ -67,6 +68,19 @@ def choose_tiling(
     unrolls = [u for u in divisors(inner_depth) if u <= 16]
     unroll_default = max(u for u in unrolls if u == 1 or u * tile_rows * vectors <= UNROLLED)
     return Tiling(tile_rows, vectors, band, share, choose("unroll", unrolls, unroll_default))
+
+
+def pixel_loops(sch: Schedule, output: Any) -> list[Any]:
+    """The output's loops as (image, channel block, pixel, lane), rows and columns of the image being one loop.
+
+    The block itself is rewritten over pixels: had only its loops been fused, TVM could not tell that a tile that ends
+    in the middle of a row needs no more than its own pixels.
+    """
+    if len(sch.get(output).iter_vars) == 5:
+        width = int(sch.get(output).iter_vars[3].dom.extent)
+        by_pixel = IndexMap.from_func(lambda n, co, y, x, ci: (n, co, y * width + x, ci))
+        sch.transform_block_layout(output, by_pixel)
+    return list(sch.get_loops(output))
 
 
 def split_output(

@@ -11,12 +11,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax
 
 from tvmopt.graph.blocked_ops import HANDLERS
+from tvmopt.graph.fold import rebuild
 from tvmopt.operators import blocking
 
 # relax's OpPatternKind.kOutEWiseFusable: element-wise operators that follow are fused into the kernel.
@@ -125,23 +127,10 @@ class BlockLayout:
 
     def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         """Rewrite `main`, which is one dataflow block after `CanonicalizeBindings`."""
-        old = mod["main"]
-        if len(old.body.blocks) != 1 or not isinstance(old.body.blocks[0], relax.DataflowBlock):
-            return mod  # control flow: left in the user's layout
-        builder = relax.BlockBuilder()
-        params = [relax.Var(p.name_hint if hasattr(p, "name_hint") else p.name, p.ty) for p in old.params]
-        blocker = Blocker(builder, self.block, self.strategies)
-        blocker.values.update({o: Value(plain=p) for o, p in zip(old.params, params, strict=True)})
-        with builder.function("main", params):
-            with builder.dataflow():
-                for binding in old.body.blocks[0].bindings:
-                    blocker.visit(binding)
-                result = builder.emit_output(blocker.plain(old.body.body))
-            builder.emit_func_output(result)
-        new = builder.finalize()
-        # `finalize` starts a module of its own: what stood beside main, and main's attributes, come along.
-        for var, func in mod.functions_items():
-            if var.name_hint != "main":
-                new[var] = func
-        new["main"] = new["main"].with_attrs(dict(old.attrs)) if old.attrs else new["main"]
-        return new
+
+        def make(builder: relax.BlockBuilder, params: dict[relax.Var, relax.Var]) -> tuple[Any, Any]:
+            blocker = Blocker(builder, self.block, self.strategies)
+            blocker.values.update({old: Value(plain=new) for old, new in params.items()})
+            return blocker.visit, blocker.plain
+
+        return rebuild(mod, make)

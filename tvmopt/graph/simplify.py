@@ -5,13 +5,16 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
+from tvmopt.graph.fold import Fold
+
 
 def simplify_passes() -> list[tvm.transform.Pass]:
-    """Batch norm into the convolution before it, what is left of it into arithmetic, constants evaluated."""
+    """Our own folding first; TVM's passes then find what is left, which is rarely anything."""
     transform = relax.transform
     return [
         transform.CanonicalizeBindings(),
-        transform.FoldBatchnormToConv2D(),
+        Fold(),
+        transform.DeadCodeElimination(["main"]),
         transform.DecomposeOpsForInference(),
         transform.CanonicalizeBindings(),
         transform.FoldConstant(),
