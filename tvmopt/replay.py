@@ -115,14 +115,14 @@ def _load(path: Path, manifest: Manifest) -> Model:
 def _time(
     lowered: Lowered, model: Model, machine: Machine, path: Path, manifest: Manifest, schedules_dir: Path | None
 ) -> float:
-    from tvmopt.tuning.network import assemble, take_turns
+    from tvmopt.tuning.network import assemble, measure
     from tvmopt.variants import schedule_kernels
 
     with tempfile.TemporaryDirectory(prefix="tvmopt-replay-") as folder:
         file = Path(folder) / "auto.so"
         made = schedule_kernels(lowered, "auto", machine, log_path=path, schedules_dir=schedules_dir)
         assemble(lowered, made.functions, machine, model, "auto").export(file)
-        return take_turns({"auto": file}, model, machine.cores, manifest.strategies)["auto"]
+        return measure(file, model, machine.cores, manifest.strategies)
 
 
 def check_strict(replayed: Replayed) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tvmopt.model import Model
     from tvmopt.plan import Plan
     from tvmopt.tuning.manifest import Manifest
+    from tvmopt.tuning.network import Compared
     from tvmopt.tuning.session import Report, Settings
 
 SEARCHES = ("template", "metaschedule", "both")
@@ -96,7 +97,7 @@ def _search(
     from tvmopt.registry import rules
     from tvmopt.tuning.lines import MANIFEST
     from tvmopt.tuning.log import Log
-    from tvmopt.tuning.manifest import check_manifest, describe_model, new_manifest, read_manifest
+    from tvmopt.tuning.manifest import check_manifest, new_manifest, read_manifest
     from tvmopt.tuning.progress import Progress
     from tvmopt.tuning.session import Session
     from tvmopt.variants import log_path_of, lower_model
@@ -106,9 +107,10 @@ def _search(
     if (path / MANIFEST).is_file() and not fresh:
         earlier = read_manifest(path)
         check_manifest(earlier, path, machine, model)
-        # Of the earlier run its plan and its count are gone on with; the rest says what is run now.
-        manifest = replace(manifest, plan=earlier.plan, trials=earlier.trials, tuning_s=earlier.tuning_s)
-        manifest = replace(manifest, model=describe_model(model))
+        manifest = replace(
+            earlier, machine=manifest.machine, target=manifest.target, versions=manifest.versions,
+            model=manifest.model,
+        )  # fmt: skip
     log = Log.start(path, fresh=fresh)
     lowered = lower_model(model, machine, options.strategies)
     check_selection(selected, lowered.kernels)
@@ -129,11 +131,9 @@ def _search(
     return Tuned(path, manifest)
 
 
-def _compare(
-    lowered: Lowered, path: Path, model: Model, machine: Machine, options: BuildOptions
-) -> tuple[float, float]:
-    """Median seconds of the whole network, manual's and auto's (as the log at `path` has it by now)."""
-    from tvmopt.tuning.network import assemble, take_turns
+def _compare(lowered: Lowered, path: Path, model: Model, machine: Machine, options: BuildOptions) -> Compared:
+    """The whole network, manual's first, auto's (as the log at `path` has it by now) second."""
+    from tvmopt.tuning.network import assemble, compare
     from tvmopt.variants import schedule_kernels
 
     with tempfile.TemporaryDirectory(prefix="tvmopt-tune-") as folder:
@@ -141,8 +141,8 @@ def _compare(
         for name, file in artifacts.items():
             made = schedule_kernels(lowered, name, machine, log_path=path, schedules_dir=options.schedules_dir)
             assemble(lowered, made.functions, machine, model, name).export(file)
-        seconds = take_turns(artifacts, model, machine.cores, options.strategies)
-    return seconds["manual"], seconds["auto"]
+        manual, auto = artifacts.items()
+        return compare(manual, auto, model, machine.cores, options.strategies)
 
 
 def check_selection(selected: set[int] | None, kernels: Sequence[Kernel]) -> None:
@@ -239,8 +239,10 @@ def _print_result(tuned: Tuned) -> None:
         print(f"{index:3d}  {kernel.name[:44]:<44} {kernel.source:<12} {times}")
     network = tuned.manifest.network
     if "auto_ms" in network:
-        ratio = network["manual_ms"] / network["auto_ms"]
-        print(f"whole network: manual {network['manual_ms']:.3f} ms, auto {network['auto_ms']:.3f} ms, {ratio:.2f}x")
+        print(
+            f"whole network: manual {network['manual_ms']:.3f} ms, auto {network['auto_ms']:.3f} ms, "
+            f"{1 / network['ratio']:.2f}x"
+        )
     if network.get("kept") == "manual":
         print("auto is not faster: manual's plan is kept")
     print(f"log: {tuned.path}")

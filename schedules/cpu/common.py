@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from tvm.s_tir import Schedule
+from tvm.tirx import IntImm
 
 # Multiply-add latency (4 cycles) times units (2) on every x86 core since Haswell: so many independent sums must be in
 # flight before the units are never idle.
@@ -35,9 +36,15 @@ def find_block(sch: Schedule, name: str) -> Any | None:
     return None
 
 
+def extent(sch: Schedule, loop: Any) -> int:
+    """The extent of `loop`; 1 for one that depends on another loop (average pooling at a border)."""
+    found = sch.get(loop).extent
+    return int(found) if isinstance(found, IntImm) else 1
+
+
 def extents(sch: Schedule, block: Any) -> list[int]:
     """Extents of the loops round `block`."""
-    return [int(sch.get(loop).extent) for loop in sch.get_loops(block)]
+    return [extent(sch, loop) for loop in sch.get_loops(block)]
 
 
 def is_reduction(sch: Schedule, block: Any) -> bool:

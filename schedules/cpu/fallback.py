@@ -18,7 +18,7 @@ from tvm.s_tir.schedule import ScheduleError
 
 from tvmopt.machine import Machine
 
-from .common import LONGEST_VECTOR, block_names, divisors, elementwise, is_reduction
+from .common import LONGEST_VECTOR, block_names, divisors, elementwise, extent, is_reduction
 
 # A parallel launch costs about 2 microseconds, in which one core does this many element-wise steps: a smaller kernel
 # stays serial.
@@ -54,14 +54,14 @@ def _inline(sch: Schedule, block: Any) -> None:
 
 
 def _size(sch: Schedule, block: Any) -> int:
-    return math.prod(int(sch.get(loop).extent) for loop in sch.get_loops(block))
+    return math.prod(extent(sch, loop) for loop in sch.get_loops(block))
 
 
 def _vectorize_last(sch: Schedule, block: Any) -> None:
     last = sch.get_loops(block)[-1]
-    extent = int(sch.get(last).extent)
-    if extent > LONGEST_VECTOR:
-        _, last = sch.split(last, [None, max(d for d in divisors(extent) if d <= LONGEST_VECTOR)])
+    length = extent(sch, last)
+    if length > LONGEST_VECTOR:
+        _, last = sch.split(last, [None, max(d for d in divisors(length) if d <= LONGEST_VECTOR)])
     sch.vectorize(last)
 
 
@@ -76,7 +76,7 @@ def _reduction(sch: Schedule, block: Any) -> None:
     reduced = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 2]
     if not spatial or not reduced:
         return
-    lane = spatial[-1] if 1 < int(sch.get(spatial[-1]).extent) <= LONGEST_VECTOR else None
+    lane = spatial[-1] if 1 < extent(sch, spatial[-1]) <= LONGEST_VECTOR else None
     outer = spatial[:-1] if lane is not None else spatial
     sch.reorder(*outer, *reduced, *([lane] if lane is not None else []))
     if lane is not None:

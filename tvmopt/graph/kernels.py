@@ -67,13 +67,18 @@ def _reduces(block: tvm.s_tir.SBlock) -> bool:
     return any(int(iv.iter_type) == tirx.IterVar.CommReduce for iv in block.iter_vars)
 
 
+def _constant_extent(extent: object) -> int:
+    """An extent, or 1 for one that depends on another loop (average pooling at a border)."""
+    return int(extent) if isinstance(extent, tirx.IntImm) else 1
+
+
 def describe(func: tirx.PrimFunc) -> tuple[str, int]:
     """What `func` does (`Kernel.op`) and how many useful operations one call takes."""
     found = find_blocks(func)
     flops = 0
     op = ""
     for block in found:
-        extents = [int(iv.dom.extent) for iv in block.iter_vars]
+        extents = [_constant_extent(iv.dom.extent) for iv in block.iter_vars]
         name = block_name(block)
         if name in ANCHORS:
             op, flops = name, flops + int(block.annotations.get(FLOPS_ATTR, 2 * math.prod(extents)))

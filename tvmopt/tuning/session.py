@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tvmopt.graph.kernels import Kernel
     from tvmopt.machine import Machine
     from tvmopt.registry import Rule
+    from tvmopt.tuning.network import Compared
 
 # Candidates measured in one go. A batch of the evolution costs seconds whatever its size.
 BATCH = {"template": 8, "metaschedule": 16}
@@ -69,7 +70,7 @@ class Session:
     def __init__(
         self, kernels: Sequence[Kernel], machine: Machine, rules: Sequence[Rule], log: Log, manifest: Manifest,
         settings: Settings, report: Report, *, selected: set[int] | None = None,
-        compare: Callable[[Plan], tuple[float, float]] | None = None,
+        compare: Callable[[Plan], Compared] | None = None,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.manifest = manifest
@@ -109,16 +110,18 @@ class Session:
         # What stood in an earlier plan stays until something better is found.
         kept = {plan.key for plan in self.manifest.plan}
         missing = [t.plan(None, None, None) for t in self._everything if t.kernel.key not in kept]
+        finished_before = self.manifest.status == "finished" and not missing
         self._write(plans=missing, status="running")
         try:
             with Runner(self._machine, strategy=_strategy(self.manifest), seed=self.settings.seed) as runner:
                 for source in self.settings.sources:
                     self._search(source, runner)
                 self.ended_by = self.ended_by or "every candidate there is was measured"
-                for task in self.tasks:
-                    if task.measured:
+                if self.measured or not finished_before:
+                    for task in self.tasks:
                         self._decide(task, runner)
-            self._check_network()
+            if self.measured or not finished_before:
+                self._check_network()
         except KeyboardInterrupt:
             self.ended_by = "interrupted"
             self._write(status="interrupted")
@@ -171,8 +174,12 @@ class Session:
             return None
         live = [task for task in self.tasks if not task.exhausted(source)]
         open_tasks = [task for task in live if self._left(task, source, done) > 0]
+        if live and not open_tasks and not self.planned:
+            self.ended_by = "earlier runs measured every kernel's share of candidates (--trials N measures more)"
+            return None
         if live and not open_tasks:
-            self.ended_by = f"{self.settings.trials or self.planned} trials"
+            trials = self.settings.trials
+            self.ended_by = f"{trials} trials" if trials else "every kernel's share of candidates was measured"
             return None
         awake = [task for task in open_tasks if early is None or task.stale < early]
         if not awake:
@@ -197,10 +204,13 @@ class Session:
 
     @staticmethod
     def _quota(task: Task, source: str) -> int:
+        """What --trials' default leaves to measure of a kernel: earlier runs count."""
         if not task.can(source):
             return 0
         quota = (ANCHOR_TRIALS if task.is_anchor else OTHER_TRIALS)[source]
-        return min(quota, task.space.size) if source == "template" and task.space.size else quota
+        if source == "template":
+            quota = min(quota, task.space.size)
+        return max(0, quota - task.tried_before[source])
 
     def _provisional(self, task: Task) -> KernelPlan:
         """A plan from single measurements, for a run that does not come to its end."""
@@ -212,6 +222,8 @@ class Session:
     def _decide(self, task: Task, runner: Runner) -> None:
         """The final of one kernel: its best candidates and manual, taking turns; the winner's record stays."""
         task.recall()
+        if not task.finalists:
+            return
         finalists = [proposal for ratio, proposal in task.finalists if ratio < 1.0 and not task.is_manual(proposal)]
         winner: Proposal | None = None
         seconds = baseline = task.baseline
@@ -240,17 +252,19 @@ class Session:
             return
         self._report.note("measuring the whole network, auto against manual")
         try:
-            manual, auto = self._compare(plan)
+            compared = self._compare(plan)
+            kept = "auto" if compared.ratio < 1.0 else "manual"
+            network: dict[str, Any] = {
+                "manual_ms": compared.first * 1e3, "auto_ms": compared.second * 1e3, "ratio": compared.ratio,
+            }  # fmt: skip
         except VerificationError as error:
             self._report.note(f"auto is not kept: {error}")
-            manual, auto = 0.0, float("inf")
-        kept = "auto" if auto < manual else "manual"
+            kept, network = "manual", {}
         if kept == "manual":
             ours = {task.kernel.key: task for task in self._everything}
             back = [ours[p.key].plan(None, None, p.baseline_seconds) for p in plan if p.key in ours]
             self.manifest = self.manifest.with_plan(plan.updated(back))
-        network = {"manual_ms": manual * 1e3, "auto_ms": auto * 1e3, "kept": kept}
-        self.manifest = replace(self.manifest, network=network if manual else {"kept": kept})
+        self.manifest = replace(self.manifest, network={**network, "kept": kept})
 
     def _write(self, *, plans: Sequence[KernelPlan] = (), status: str) -> None:
         self.manifest = replace(

@@ -48,6 +48,7 @@ class Task:
     """A kernel, its space and its results.
 
     `measured` counts this run's candidates, failed ones included; `stale` those since the last improvement;
+    `tried_before` is how many earlier runs measured, by source;
     `baseline` is manual's median time in seconds, None until something was measured; `ratio` the best candidate's
     time relative to manual's.
     """
@@ -65,6 +66,7 @@ class Task:
         self.broken = ""
         self._machine = machine
         self._log = log
+        self.tried_before = {source: len(self._trials(source)) for source in ("template", "metaschedule")}
         self._walk: Walk | None = None
         self._evolution: Evolution | None = None
 
