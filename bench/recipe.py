@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--samples", type=positive_int, default=30, help="the fewest samples of a contender")
     group.add_argument("--time-limit", type=duration, default="5s", help="how long a contender is timed at most")
     group.add_argument("--log-dir", type=Path, metavar="DIR",
-                       help="keep the tuning logs here, and go on from those there are; else they are dropped")  # fmt: skip
+                       help="keep the tuning logs here, and go on from those; else they are dropped")  # fmt: skip
     group.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
     group.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
     add_build_options(made, leave_out=_LEFT_OUT)
