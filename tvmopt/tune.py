@@ -238,10 +238,10 @@ def _print_result(tuned: Tuned) -> None:
         times = f"{seconds * 1e6:9.1f} us, manual {manual * 1e6:9.1f} us" if seconds and manual else "not measured"
         print(f"{index:3d}  {kernel.name[:44]:<44} {kernel.source:<12} {times}")
     network = tuned.manifest.network
-    if "auto_ms" in network:
+    if "ratio" in network:
         print(
             f"whole network: manual {network['manual_ms']:.3f} ms, auto {network['auto_ms']:.3f} ms, "
-            f"{1 / network['ratio']:.2f}x"
+            f"{1 / network['ratio']:.2f}x turn by turn"
         )
     if network.get("kept") == "manual":
         print("auto is not faster: manual's plan is kept")

@@ -76,7 +76,7 @@ class Log:
         """`record`'s trace replayed on `func`."""
         import tvm
         from tvm.s_tir import Schedule, Trace
-        from tvm.s_tir.schedule import InstructionKind
+        from tvm.s_tir.schedule import InstructionKind, ScheduleError
 
         where = f"{self.path / RECORDS}:{record.line}"
         for name in dict.fromkeys(step[0] for step in record.body[0][0]):
@@ -90,7 +90,7 @@ class Log:
         schedule = Schedule(key_module(func))
         try:
             Trace.apply_json_to_schedule(record.body[0], schedule)
-        except (tvm.error.TVMError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        except (ScheduleError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise LogError(
                 f"{where}: the record's trace does not apply to its kernel ({one_line(error, 120)}); "
                 "tune again with --fresh"

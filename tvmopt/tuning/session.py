@@ -40,13 +40,18 @@ MARGIN = 0.98
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for. `trials` over all kernels; `time_budget` in seconds; `early_stop` in candidates."""
+    """What the user asked for.
+
+    `trials` over all kernels; `time_budget` in seconds; `early_stop` in candidates; `workers`: processes that build
+    and measure, by default one a core.
+    """
 
     search: str = "template"
     trials: int | None = None
     time_budget: float | None = None
     early_stop: int | None = None
     seed: int = 0
+    workers: int | None = None
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -113,7 +118,7 @@ class Session:
         finished_before = self.manifest.status == "finished" and not missing
         self._write(plans=missing, status="running")
         try:
-            with Runner(self._machine, strategy=_strategy(self.manifest), seed=self.settings.seed) as runner:
+            with self._runner() as runner:
                 for source in self.settings.sources:
                     self._search(source, runner)
                 self.ended_by = self.ended_by or "every candidate there is was measured"
@@ -131,6 +136,12 @@ class Session:
                 task.close()
         self._write(status="finished")
         return self.manifest
+
+    def _runner(self) -> Runner:
+        settings = self.settings
+        return Runner(
+            self._machine, workers=settings.workers, strategy=_strategy(self.manifest), seed=settings.seed
+        )  # fmt: skip
 
     def _search(self, source: str, runner: Runner) -> None:
         if source == "metaschedule":
