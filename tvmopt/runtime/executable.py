@@ -104,6 +104,11 @@ class Compiled:
         return self.meta.get("compile_s")
 
     @property
+    def tuning_s(self) -> float | None:
+        """Seconds the search took whose schedules it was built with; None for other variants than auto."""
+        return self.meta.get("tuning_s")
+
+    @property
     def plan(self) -> Any:
         """Which strategy and which schedule each kernel uses; plain data after `tvmopt.load`."""
         return self.meta.get("plan")
@@ -134,7 +139,10 @@ class Compiled:
         if named:
             inputs = self._by_position(inputs, named)
         torch = sys.modules.get("torch")
-        if torch is not None and any(isinstance(tensor, torch.Tensor) for tensor in inputs):
+        # The first one mostly tells; looking at all of them takes longer.
+        if torch is not None and (
+            (inputs and isinstance(inputs[0], torch.Tensor)) or any(isinstance(one, torch.Tensor) for one in inputs)
+        ):
             results = self._run(inputs if self._usable(torch, inputs) else self._from_torch(torch, inputs))
             if not isinstance(results[0], torch.Tensor):
                 # A torch without DLPack's exchange interface: TVM gave its own tensors back.
