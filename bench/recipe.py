@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvmopt.errors import UsageError
+from tvmopt.errors import OutputError, UsageError
 from tvmopt.options import add_build_options, build_options, duration, make_parser, positive_int, run
 
 from .recipes import RECIPES, Settings
@@ -61,12 +61,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_options(args)
     if args.log_dir is not None:
         options = dataclasses.replace(options, log_dir=args.log_dir)
+    _check_outputs(args.json, args.log_dir)
     settings = Settings(
         options, args.quick, args.data_dir or os.environ.get("TVMOPT_DATA_DIR"), args.epochs, args.trials,
         args.time_budget, args.limit, args.samples, args.time_limit, args.log_dir is not None, args.markdown, args.json,
     )  # fmt: skip
     module = importlib.import_module(f".recipes.{RECIPES[name][0]}", __package__)
     return int(module.run(settings))
+
+
+def _check_outputs(json: Path | None, log_dir: Path | None) -> None:
+    """Raises OutputError now and not after minutes of work."""
+    if json is not None:
+        # The directories that are missing are made when the file is written.
+        first = next(parent for parent in json.absolute().parents if parent.exists())
+        if json.is_dir() or not first.is_dir() or not os.access(first, os.W_OK | os.X_OK):
+            raise OutputError(f"--json {json} cannot be written: name a file in a directory that can be")
+    if log_dir is not None:
+        from tvmopt.tuning.log import make_writable
+
+        make_writable(log_dir)
 
 
 if __name__ == "__main__":
