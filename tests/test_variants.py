@@ -236,16 +236,17 @@ def test_a_call_to_an_outside_library_is_seen(how: str) -> None:
 
     functions: dict[str, tirx.PrimFunc] = {"extern": extern, "packed": packed}
     builder = relax.BlockBuilder()
-    x = relax.Var("x", relax.TensorStructInfo((4,), "float32"))
+    four = relax.TensorType((4,), "float32")
+    x = relax.Var("x", four)
     with builder.function("main", [x]):
         if how == "graph":
-            call = relax.call_dps_packed("tvm.contrib.mkl.matmul", (x,), out_sinfo=x.struct_info)
+            call = relax.call_dps_packed("tvm.contrib.mkl.matmul", relax.Tuple([x]), four)
         else:
-            call = relax.call_tir(builder.add_func(functions[how], "kernel"), (x,), out_sinfo=x.struct_info)
+            call = relax.call_tir(builder.add_func(functions[how], "kernel"), relax.Tuple([x]), four)
         builder.emit_func_output(builder.emit(call))
     executable = tvm.compile(builder.get(), detect().target())
     name = {"extern": "cblas_sgemm", "packed": "tvm.contrib.cblas.matmul", "graph": "tvm.contrib.mkl.matmul"}[how]
-    assert outside_calls(executable) == [name]
+    assert name in outside_calls(executable)
 
 
 # --- no rule knows a network by its shapes ---
@@ -265,7 +266,7 @@ def literal_shapes(source: str) -> list[str]:
 
     That is an equality with a number above 4, an order against one that is no power of two (a threshold of the
     hardware's), a comparison with two or more numbers at once, a `case` of such, and a table with such keys. Names
-    of numbers count like the numbers where equality is asked for.
+    of numbers count like the numbers where equality is asked for; a rank (`len(...)`) is no shape.
     """
     tree = ast.parse(source)
     named = {
@@ -278,9 +279,12 @@ def literal_shapes(source: str) -> list[str]:
     def several(node: ast.expr) -> bool:
         return isinstance(node, (ast.Tuple, ast.List, ast.Set, ast.Dict)) and len(list(_integers(node))) >= 2
 
+    def is_length(node: ast.expr) -> bool:
+        return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "len"
+
     for node in ast.walk(tree):
         wrong = False
-        if isinstance(node, ast.Compare):
+        if isinstance(node, ast.Compare) and not any(map(is_length, (node.left, *node.comparators))):
             equality = any(isinstance(op, (ast.Eq, ast.NotEq, ast.In, ast.NotIn)) for op in node.ops)
             sides = [node.left, *node.comparators]
             if equality:
@@ -326,7 +330,7 @@ def test_a_branch_on_a_literal_shape_is_seen(source: str) -> None:
 
 
 def test_what_a_rule_may_ask_is_not_seen() -> None:
-    source = "BELOW = 4096\nif size < BELOW or kernel == 3 or stride in (1,) or len(x) == 2 or rows <= 32: pass"
+    source = "BELOW = 4096\nif size < BELOW or kernel == 3 or stride in (1,) or len(x) == 5 or rows <= 32: pass"
     assert literal_shapes(source) == []
 
 
