@@ -61,7 +61,7 @@ def compile(
     from tvmopt.variants import build_variant
 
     use_threads(machine.cores)
-    training = [module for module in model.modules() if module.training]
+    training = [module for module in getattr(model, "modules", list)() if module.training]
     try:
         return build_variant(
             from_module(model, example_inputs, name=name, dtype=dtype),
