@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tvmopt.model import Model
 
 VARIANTS = ("original", "manual", "auto")
+# Where a plan's schedule is found in the log's records; the others are made anew.
+SEARCHED = ("template", "metaschedule")
 
 _log = logging.getLogger(__name__)
 
@@ -46,9 +48,7 @@ def schedule_manual(kernel: Kernel, machine: Machine, candidates: list[Rule]) ->
     scheduled = apply_rule(kernel, machine, candidates)
     if scheduled is None:
         return kernel.func, KernelPlan(kernel.name, kernel.key, "original")
-    plan = KernelPlan(
-        kernel.name, kernel.key, "manual", scheduled.rule.name, scheduled.rule.version, scheduled.choices
-    )
+    plan = KernelPlan(kernel.name, kernel.key, "manual", scheduled.rule.name, scheduled.rule.version, scheduled.choices)
     return scheduled.schedule.mod["main"], plan
 
 
@@ -78,12 +78,13 @@ def schedule_kernels(
         logged, log = manifest.plan, Log.read(log_path)
     for kernel in lowered.kernels:
         entry = logged.get(kernel.key) if logged is not None else None
-        schedule = log.lookup(kernel) if log is not None and entry and entry.source in ("template", "metaschedule") else None
+        searched = entry is not None and entry.source in SEARCHED
+        schedule = log.lookup(kernel) if log is not None and searched else None
         if schedule is not None and entry is not None:
             functions[kernel.name] = schedule.mod["main"]
             plans.append(entry)
             continue
-        missing += entry is None or entry.source in ("template", "metaschedule")
+        missing += entry is None or searched
         functions[kernel.name], plan = schedule_manual(kernel, machine, candidates)
         plans.append(plan)
     return Scheduling(functions, Plan(tuple(plans)), missing if variant == "auto" else 0, differences)
@@ -128,7 +129,8 @@ def build_variant(
         _log.warning("%s was tuned on another machine: %s", log_path, difference)
     if scheduling.missing:
         _log.warning(
-            "%d of %d kernels of %s have no record in %s and take manual's schedule; tune with: python -m tvmopt.tune %s",
+            "%d of %d kernels of %s have no record in %s and take manual's schedule; "
+            "tune with: python -m tvmopt.tune %s",
             scheduling.missing, len(lowered.kernels), model.name, log_path, model.spec,
         )  # fmt: skip
     executable = build(with_kernels(lowered.module, scheduling.functions), machine, dump_path)

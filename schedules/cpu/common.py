@@ -115,7 +115,12 @@ def accumulator_tile(extent: int, vectors: Iterable[int], registers: int) -> tup
 
 
 def task_split(
-    bands: Iterable[int], shares: Iterable[int], extent: int, batch: int, machine: Any, traffic: Callable[[int, int], float]
+    bands: Iterable[int],
+    shares: Iterable[int],
+    extent: int,
+    batch: int,
+    machine: Any,
+    traffic: Callable[[int, int], float],
 ) -> tuple[int, int]:
     """How to cut the work into parallel tasks: (rows of a band, shares of the output channels).
 
@@ -150,4 +155,3 @@ def vectorize_unroll(sch: Schedule, block: Any, unrolled: int) -> None:
     sch.vectorize(loops[-1])
     for loop in loops[-1 - unrolled : -1]:
         sch.unroll(loop)
-

@@ -36,9 +36,9 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
 
     band_default, _ = task_split(divisors(height), [blocks], height, n, machine, traffic)
     band = choose("band", divisors(height), band_default)
-    ln, lco, ly, lx, lci = sch.get_loops(output)
-    y_band, y_rows = sch.split(ly, [None, band])
-    x_tiles, x_tile = sch.split(lx, [None, columns])
+    ln, lco, ly, lx, _lci = sch.get_loops(output)
+    y_band, _y_rows = sch.split(ly, [None, band])
+    x_tiles, _x_tile = sch.split(lx, [None, columns])
     task = sch.fuse(ln, lco, y_band)
     sch.parallel(task)
     sch.compute_at(anchor, x_tiles, preserve_unit_loops=True)

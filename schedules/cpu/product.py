@@ -45,7 +45,7 @@ class Tiling:
 def choose_tiling(
     *, batch: int, rows: int, panels: int, lanes: int, depth: int, inner_depth: int, machine: Machine, choose: Any
 ) -> Tiling:
-    """Decide the tiling of `batch` products of (rows, depth) by (panels x lanes, depth), `inner_depth` of it innermost."""
+    """Decide the tiling of `batch` products (rows, depth) by (panels x lanes, depth), `inner_depth` innermost."""
     vector_options = [v for v in (1, 2, 3, 4) if panels % v == 0]
     rows_default, vectors_default = accumulator_tile(rows, vector_options, machine.registers)
     vectors = choose("vectors", vector_options, vectors_default)

@@ -21,7 +21,17 @@ class Apply(nn.Module):
 
 def test_dense() -> None:
     """Rows round the register tile, columns round the panel, depths of 1 and primes."""
-    sizes = [(1, 512, 1000), (1, 1, 1), (2, 17, 16), (3, 31, 15), (7, 64, 33), (29, 100, 32), (64, 64, 64), (57, 33, 17), (197, 96, 48)]
+    sizes = [
+        (1, 512, 1000),
+        (1, 1, 1),
+        (2, 17, 16),
+        (3, 31, 15),
+        (7, 64, 33),
+        (29, 100, 32),
+        (64, 64, 64),
+        (57, 33, 17),
+        (197, 96, 48),
+    ]
     layers = [nn.Linear(k, n) for _, k, n in sizes] + [nn.Linear(24, 40, bias=False), nn.Linear(16, 16)]
     shapes = [(m, k) for m, k, _ in sizes] + [(2, 13, 24), (3, 16)]
     model = side_by_side(layers, shapes)

@@ -7,7 +7,7 @@ later multiplication by a zero weight would not remove) is only taken over where
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +45,16 @@ def _is_float32(*exprs: relax.Expr) -> bool:
     return all(str(expr.ty.dtype) == "float32" for expr in exprs)
 
 
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    first, second = (int(x) for x in values)
+    return first, second
+
+
+def _four(values: Sequence[int]) -> tuple[int, int, int, int]:
+    top, left, bottom, right = (int(x) for x in values)
+    return top, left, bottom, right
+
+
 def conv2d(state: Blocker, call: relax.Call) -> Value | None:
     """A convolution with constant weights, by its strategy; padding and channels of any number."""
     data, weight = call.args
@@ -54,9 +64,8 @@ def conv2d(state: Blocker, call: relax.Call) -> Value | None:
         return None
     batch, channels, height, width = _shape(data)
     conv = Conv2d(
-        batch, channels, kernel.shape[0], (height, width), kernel.shape[2:],
-        tuple(int(x) for x in attrs.strides), tuple(int(x) for x in attrs.padding),
-        tuple(int(x) for x in attrs.dilation), int(attrs.groups), state.block,
+        batch, channels, kernel.shape[0], (height, width), _pair(kernel.shape[2:]), _pair(attrs.strides),
+        _four(attrs.padding), _pair(attrs.dilation), int(attrs.groups), state.block,
     )  # fmt: skip
     strategy = state.strategies.get("conv2d", "direct")
     if conv.is_depthwise:
@@ -212,7 +221,8 @@ def concat(state: Blocker, call: relax.Call) -> Value | None:
 
 
 _FINITE_UNARY = (
-    "nn.relu", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "nn.silu", "nn.relu6", "clip", "sigmoid", "tanh", "abs", "negative", "erf",
+    "nn.relu", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "nn.silu", "nn.relu6", "clip", "sigmoid", "tanh",
+    "abs", "negative", "erf",
 )  # fmt: skip
 _RISKY_UNARY = ("exp", "log", "sqrt", "rsqrt", "square")
 

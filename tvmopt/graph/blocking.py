@@ -72,7 +72,11 @@ class Blocker:
         return value.blocked
 
     def te(
-        self, function: Callable[..., object], *tensors: relax.Expr, attrs: dict[str, object] | None = None, **kwargs: object
+        self,
+        function: Callable[..., object],
+        *tensors: relax.Expr,
+        attrs: dict[str, object] | None = None,
+        **kwargs: object,
     ) -> relax.Expr:
         """Emit a call of an operator written in TE, as a TensorIR function of its own."""
         bound = functools.partial(function, **kwargs)

@@ -123,7 +123,7 @@ class _Folder:
         return np.asarray(result, dtype=str(call.ty.dtype)).reshape(_shape_of(call))
 
     def _batch_norm(self, call: relax.Call, args: list[Any]) -> Any | None:
-        """A batch norm of constants is x * scale + shift; into the convolution before it, where that is its only user."""
+        """x * scale + shift, folded into the convolution before it where that has no other user."""
         params = [_constant(arg) for arg in args[1:]]
         attrs = call.attrs
         if any(p is None for p in params) or int(attrs.axis) != 1 or bool(getattr(attrs, "training", False)):
@@ -131,7 +131,7 @@ class _Folder:
         gamma, beta, mean, var = (p.astype(np.float64) for p in params if p is not None)
         scale = (gamma if attrs.scale else 1.0) / np.sqrt(var + float(attrs.epsilon))
         shift = (beta if attrs.center else 0.0) - mean * scale
-        source, bias = call.args[0], 0.0
+        source, bias = call.args[0], np.zeros(1)
         conv = self.calls.get(source) if isinstance(source, relax.Var) and self.uses[source] == 1 else None
         if conv is not None and conv.op.name == "relax.add":
             # The convolution's own bias, added before.
@@ -167,8 +167,12 @@ def _shape_of_expr(expr: Any) -> tuple[int, ...]:
     return tuple(int(x) for x in expr.ty.shape)
 
 
+Visit = Callable[[Any], None]
+Finish = Callable[[Any], Any]
+
+
 def rebuild(
-    mod: tvm.IRModule, make: Callable[[relax.BlockBuilder, dict[relax.Var, relax.Var]], tuple[Callable[[Any], None], Callable[[Any], Any]]]
+    mod: tvm.IRModule, make: Callable[[relax.BlockBuilder, dict[relax.Var, relax.Var]], tuple[Visit, Finish]]
 ) -> tvm.IRModule:
     """`mod` with `main` emitted anew, binding by binding.
 

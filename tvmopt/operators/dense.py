@@ -34,11 +34,11 @@ def dense(data: te.Tensor, weight: te.Tensor, *, columns: int) -> te.Tensor:
     panels, _, block = (int(x) for x in weight.shape)
 
     def row(m: te.PrimExpr, k: te.PrimExpr) -> te.PrimExpr:
-        index = []
+        index: list[te.PrimExpr] = []
         for extent in reversed(lead):
             index.append(m % extent if len(index) < len(lead) - 1 else m)
             m = m // extent
-        return data[(*reversed(index), k)]
+        return data(*reversed(index), k)
 
     computed = padded_extent(rows)
     source = row
@@ -70,7 +70,7 @@ def batch_matmul(left: te.Tensor, right: te.Tensor) -> te.Tensor:
     k = te.reduce_axis((0, depth), "k")
     return te.compute(
         (*lead, rows, columns),
-        lambda *i: te.sum(left[(*i[:-1], k)] * right[(*i[:-2], k, i[-1])], axis=k),
+        lambda *i: te.sum(left(*i[:-1], k) * right(*i[:-2], k, i[-1]), axis=k),
         name="batch_matmul",
         attrs={FLOPS_ATTR: 2 * math.prod(lead) * rows * columns * depth},
     )

@@ -1,0 +1,183 @@
+"""Single kernels against the machine's measured peak, as `python -m bench.kernels --op gemm --shape 512x512x512`.
+
+The kernel and the peak are measured in turns in one process, so that a share of the peak holds on a busy machine too.
+Weights are packed ahead of time, as in a compiled network; everything else, padding and epilogue included, is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmopt.errors import OutputError, UsageError, VerificationError
+from tvmopt.options import make_parser, positive_int, run
+
+if TYPE_CHECKING:
+    from tvmopt.model import Model
+
+_DEFAULTS = {"conv2d": "1x64x56x56,64,3,1,1", "gemm": "1024x1024x1024"}
+# More than the peak by this much is a measuring error, not a fast kernel.
+_MOST = 1.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One kernel: times in seconds a call, `shares` of the peak measured right before and after each of them."""
+
+    op: str
+    shape: str
+    seconds: list[float]
+    shares: list[float]
+    gflops: float
+    peak_fraction: float
+    max_abs_err: float
+    choices: dict[str, Any]
+
+
+def layer(op: str, shape: str) -> Model:
+    """The kernel as a model of one layer. conv2d: NxCxHxW,OUT,KERNEL[,STRIDE[,PADDING[,GROUPS]]]; gemm: MxKxN.
+
+    Raises:
+        UsageError: a shape of another form.
+    """
+    import torch
+
+    from tvmopt.model import from_module
+
+    torch.manual_seed(0)
+    try:
+        if op == "conv2d":
+            image, *rest = shape.split(",")
+            n, c, h, w = (int(x) for x in image.split("x"))
+            if not 2 <= len(rest) <= 5:
+                raise ValueError(shape)
+            out, kernel, stride, padding, groups = [int(x) for x in rest] + [0, 0, 1, 0, 1][len(rest) :]
+            module: Any = torch.nn.Sequential(
+                torch.nn.Conv2d(c, out, kernel, stride, padding, groups=groups), torch.nn.ReLU()
+            )
+            example = torch.randn(n, c, h, w)
+        else:
+            rows, depth, columns = (int(x) for x in shape.split("x"))
+            module, example = torch.nn.Linear(depth, columns, bias=False), torch.randn(rows, depth)
+    except (ValueError, TypeError, RuntimeError):
+        forms = {"conv2d": "NxCxHxW,OUT,KERNEL,STRIDE,PADDING,GROUPS", "gemm": "MxKxN"}
+        raise UsageError(f"--shape {shape}: not of the form {forms[op]}, for instance {_DEFAULTS[op]}") from None
+    return from_module(module, example, name=f"{op}-{shape}")
+
+
+def measure(op: str, shape: str, threads: int | None = None, rounds: int = 40) -> Result:
+    """Build one kernel by hand-written schedule, compare it with PyTorch in float64, and time it against the peak.
+
+    Raises:
+        UsageError: a shape of another form. VerificationError: wrong results, or a time that cannot be.
+    """
+    import time
+
+    import numpy as np
+    import torch
+
+    from tvmopt.machine import configure_threads, detect
+    from tvmopt.runtime.peak import Peak
+    from tvmopt.runtime.timer import calibrate, stopwatch, warm_up
+    from tvmopt.runtime.verify import check
+    from tvmopt.variants import schedule_kernels
+
+    machine = detect(threads)
+    configure_threads(machine.cores)
+    from tvmopt.graph.pipeline import lower_model
+    from tvmopt.runtime.threads import use_threads
+
+    use_threads(machine.cores)
+    model = layer(op, shape)
+    lowered = lower_model(model, machine)
+    scheduling = schedule_kernels(lowered, "manual", machine)
+    kernel = max(lowered.kernels, key=lambda k: k.flops)
+    from tvmopt.variants import build_variant
+
+    compiled = build_variant(model, "manual", machine)
+    with torch.no_grad():
+        wanted = model.module.double()(model.example_inputs[0].double())
+    model.module.float()
+
+    def verify() -> float:
+        verdict = check(compiled(*model.example_inputs), wanted, "float32", None, top1=False)
+        verdict.require(f"{op} {shape}")
+        return verdict.max_abs_err
+
+    verify()
+    import tvm
+
+    built = tvm.compile(tvm.IRModule({"main": scheduling.functions[kernel.name]}), target=machine.target())["main"]
+    generator = np.random.default_rng(0)
+    arguments = [
+        tvm.runtime.tensor(generator.standard_normal([int(d) for d in p.shape]).astype(str(p.dtype)))
+        for p in kernel.func.params
+    ]
+    watch = stopwatch(lambda: built(*arguments))
+    calls = calibrate(watch, warm_up(watch, limit_s=1.0, sample_s=0.005), sample_s=0.005)
+    peak = Peak(machine)
+    roof = peak.roof()
+    seconds, shares = [], []
+    before = peak.gflops()
+    for _ in range(rounds):
+        took = watch(calls) / calls
+        after = peak.gflops()
+        seconds.append(took)
+        shares.append(kernel.flops / took * 1e-9 / max(before, after))
+        before = after
+        time.sleep(0)
+    error = verify()
+    share = float(np.median(shares))
+    if share > _MOST:
+        raise VerificationError(f"{op} {shape}: {share:.0%} of the peak cannot be: the measurement failed, repeat it")
+    plan = scheduling.plan.get(kernel.key)
+    gflops = kernel.flops / float(np.median(seconds)) * 1e-9
+    print(
+        f"{op} {shape}: {gflops:.0f} GFLOP/s, {share:.0%} of the peak in the same turn (best turn {max(shares):.0%}; "
+        f"peak {roof.gflops:.0f} GFLOP/s = {machine.cores} x {roof.clock_ghz:.2f} GHz x {machine.lanes} lanes x 2 x "
+        f"{roof.units:.2f} units), error {error:.1e}; weights packed ahead of time, padding and epilogue included"
+    )
+    return Result(op, shape, seconds, shares, gflops, share, error, plan.choices if plan is not None else {})
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = make_parser(
+        "bench.kernels", "bench.kernels", "Times single kernels by hand-written schedule against the measured peak.",
+        ["", "--op conv2d --shape 1x256x14x14,256,3,1,1", "--op gemm --shape 512x512x512 --json gemm.json"],
+    )  # fmt: skip
+    made.add_argument("--op", choices=sorted(_DEFAULTS), help="the operator; without it, each with its default shape")
+    made.add_argument("--shape", action="append", metavar="S",
+                      help="conv2d: NxCxHxW,OUT,KERNEL,STRIDE,PADDING,GROUPS; gemm: MxKxN; repeatable")  # fmt: skip
+    made.add_argument("--threads", type=positive_int, metavar="N", help="as many as this process has CPUs")
+    made.add_argument("--rounds", type=positive_int, default=40, metavar="N", help="turns of kernel and peak")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
+    return made
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    args = parser().parse_args(argv)
+    if args.shape and not args.op:
+        raise UsageError("--shape needs --op")
+    defaults = [(op, shape) for op, shape in _DEFAULTS.items() if args.op in (None, op)]
+    wanted = [(args.op, shape) for shape in args.shape] if args.shape else defaults
+    results = [measure(op, shape, args.threads, args.rounds) for op, shape in wanted]
+    if args.json:
+        try:
+            args.json.write_text(json.dumps([dataclasses.asdict(result) for result in results], indent=1) + "\n")
+        except OSError as error:
+            raise OutputError(f"--json {args.json}: {error.strerror}") from error
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m bench.kernels`."""
+    return run(_main, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
