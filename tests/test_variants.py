@@ -149,10 +149,12 @@ def is_parallel(func: Any) -> bool:
 
 def serial_kernels(model: Model, strategy: str = "direct") -> list[str]:
     """Kernels of manual that one core computes although they are large enough for all."""
+    from tvmopt.schedules.cpu.common import pays_in_parallel
     from tvmopt.schedules.cpu.fallback import SERIAL_BELOW
 
     from tvmopt.graph.pipeline import lower_model
     from tvmopt.machine import detect
+    from tvmopt.operators import ANCHORS
     from tvmopt.variants import schedule_kernels
 
     lowered = lower_model(model, detect(), {"conv2d": strategy})
@@ -160,7 +162,8 @@ def serial_kernels(model: Model, strategy: str = "direct") -> list[str]:
     return [
         f"{kernel.name} ({kernel.op}, {kernel.shape})"
         for kernel in lowered.kernels
-        if work(kernel) >= SERIAL_BELOW and not is_parallel(functions[kernel.name])
+        if (pays_in_parallel(kernel) if kernel.op in ANCHORS else work(kernel) >= SERIAL_BELOW)
+        and not is_parallel(functions[kernel.name])
     ]
 
 

@@ -12,7 +12,7 @@ from tvm.s_tir import Schedule
 
 from tvmopt.machine import Machine
 
-from .common import divisors, find_block, fuse_epilogue
+from .common import divisors, find_block, fuse_epilogue, parallelize
 
 
 def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule | None:
@@ -41,7 +41,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     n_tiles, n_lane = sch.split(ln, [None, width])
     sch.reorder(*lead, m_band, n_tiles, m_tiles, m_tile, n_lane)
     task = sch.fuse(*lead, m_band)
-    sch.parallel(task)
+    parallelize(sch, task, kernel, choose)
     sch.compute_at(anchor, m_tiles, preserve_unit_loops=True)
     *_, tm, tn, rk = sch.get_loops(anchor)
     k_outer, k_inner = sch.split(rk, [None, unroll])

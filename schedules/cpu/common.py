@@ -16,6 +16,11 @@ SUMS_IN_FLIGHT = 8
 # Four AVX-512 registers: a longer vector only costs LLVM time to split.
 LONGEST_VECTOR = 64
 
+# A parallel launch was measured at 2 microseconds, so two cores pay from 4 on: in that time one core does about this
+# many multiplications and additions (100 GFLOP/s), or moves about this many bytes (15 GB/s).
+PARALLEL_FLOPS = 400_000
+PARALLEL_BYTES = 60_000
+
 
 def divisors(number: int) -> list[int]:
     """All divisors, ascending."""
@@ -134,6 +139,17 @@ def task_split(
         return round(traffic(band, share) / balanced(tasks, machine.cores), 3), tasks
 
     return min(((b, s) for b in bands for s in shares), key=cost)
+
+
+def pays_in_parallel(kernel: Any) -> bool:
+    """Whether a kernel is long enough for a second core to save more than the launch costs."""
+    return kernel.flops >= PARALLEL_FLOPS or kernel.bytes >= PARALLEL_BYTES
+
+
+def parallelize(sch: Schedule, task: Any, kernel: Any, choose: Any) -> None:
+    """Run the loop over tasks on all cores, where that pays; in tuning, both ways are tried."""
+    if choose("parallel", ["yes", "no"], "yes" if pays_in_parallel(kernel) else "no") == "yes":
+        sch.parallel(task)
 
 
 def balanced(tasks: int, cores: int) -> float:

@@ -13,7 +13,7 @@ from tvm.s_tir import Schedule
 
 from tvmopt.machine import Machine
 
-from .common import divisors, find_block, fuse_epilogue, task_split, vectorize_fill, vectorize_unroll
+from .common import divisors, find_block, fuse_epilogue, parallelize, task_split, vectorize_fill, vectorize_unroll
 
 
 def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule | None:
@@ -40,7 +40,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     y_band, _y_rows = sch.split(ly, [None, band])
     x_tiles, _x_tile = sch.split(lx, [None, columns])
     task = sch.fuse(ln, lco, y_band)
-    sch.parallel(task)
+    parallelize(sch, task, kernel, choose)
     sch.compute_at(anchor, x_tiles, preserve_unit_loops=True)
     if pad is not None:
         sch.compute_at(pad, task, preserve_unit_loops=True)

@@ -14,7 +14,8 @@ The algorithm, for one image:
 The steps, each building on the one before (python -m bench.kernels times them):
 
     1. tile      sums in registers, output channels in the lanes, everything unrolled
-    2. parallel  tasks of several image rows (and a share of the output channels) on all cores
+    2. parallel  tasks of several image rows (and a share of the output channels) on all cores, unless the kernel is so
+                 short that the launch costs more than it saves
     3. pad       the border of zeros is made per task, in the core's own cache, not as a stage of its own
     4. order     pixels outside, vectors inside: a broadcast is used at once and needs one register. The other way
                  round LLVM keeps all of them alive and spills the sums
@@ -34,6 +35,7 @@ from .common import (
     divisors,
     find_block,
     fuse_epilogue,
+    parallelize,
     task_split,
     vectorize_fill,
     vectorize_unroll,
@@ -95,7 +97,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     x_tiles, x_tile = sch.split(lx, [None, columns])
     sch.reorder(ln, co_share, y_band, co_group, y_rows, x_tiles, y_tile, x_tile, co_vector, lci)
     task = sch.fuse(ln, co_share, y_band)
-    sch.parallel(task)
+    parallelize(sch, task, kernel, choose)
     sch.compute_at(anchor, x_tiles, preserve_unit_loops=True)
     if pad is not None:
         sch.compute_at(pad, task, preserve_unit_loops=True)
@@ -109,4 +111,3 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     init = sch.decompose_reduction(anchor, ico)
     vectorize_unroll(sch, init, 4)
     return sch
-

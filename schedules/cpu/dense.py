@@ -14,7 +14,7 @@ from tvm.tirx import IndexMap
 
 from tvmopt.machine import Machine
 
-from .common import find_block, fuse_epilogue, vectorize_fill
+from .common import find_block, fuse_epilogue, parallelize, vectorize_fill
 from .product import choose_tiling, finish, split_output
 
 
@@ -39,11 +39,10 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
         batch=1, rows=rows, panels=panels, lanes=lanes, depth=depth, inner_depth=depth, machine=machine, choose=choose
     )
     task, tiles = split_output(sch, [], lno, lm, lni, tiling)
+    parallelize(sch, task, kernel, choose)
     sch.compute_at(anchor, tiles, preserve_unit_loops=True)
     if pad is not None:
         sch.compute_at(pad, task, preserve_unit_loops=True)
         vectorize_fill(sch, pad)
     finish(sch, anchor, output, spatial=3, order=[0, 1, 2], tiling=tiling)
     return sch
-
-

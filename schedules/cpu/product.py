@@ -86,12 +86,11 @@ def pixel_loops(sch: Schedule, output: Any) -> list[Any]:
 def split_output(
     sch: Schedule, batch: list[Any], columns: Any, rows: Any, lane: Any, tiling: Tiling
 ) -> tuple[Any, Any]:
-    """Tile the output's loops; returns (the parallel task loop, the loop round one register tile)."""
+    """Tile the output's loops; returns (the loop over tasks, the loop round one register tile)."""
     share, group, vector = sch.split(columns, [tiling.share, None, tiling.vectors])
     band, tiles, tile = sch.split(rows, [None, tiling.band // tiling.rows, tiling.rows])
     sch.reorder(*batch, share, band, group, tiles, tile, vector, lane)
     task = sch.fuse(*batch, share, band)
-    sch.parallel(task)
     return task, tiles
 
 

@@ -22,6 +22,8 @@ SAMPLE_S = 0.001
 # A lone candidate this many times slower than the baseline in its first rounds is not measured further.
 HOPELESS = 2.0
 _HOPELESS_AFTER = 3
+# And one so many times slower in a single call is not timed any further: MetaSchedule's first ones can be 500 times.
+VERY_SLOW = 10.0
 
 
 @dataclass
@@ -86,7 +88,9 @@ class Worker:
         candidate = kernel.built[number]
         problem = _problem(kernel, candidate)
         if problem is None:
-            result = self.duel(key, [number], rounds)[0]
+            result = _single(kernel, candidate)
+            if result["ratio"] < VERY_SLOW:
+                result = self.duel(key, [number], rounds)[0]
             problem = _problem(kernel, candidate)
         return {"wrong": problem} if problem else result
 
@@ -149,6 +153,12 @@ def _watch(kernel: _Kernel, built: Any, calls: int) -> float:
 
     evaluator = built.time_evaluator("main", tvm.cpu(), number=calls, repeat=1)
     return float(evaluator(*kernel.arguments).mean) * calls
+
+
+def _single(kernel: _Kernel, built: Any) -> dict[str, Any]:
+    """A result from one call each: enough to see that a candidate is far too slow."""
+    seconds, baseline = _watch(kernel, built, 1), _watch(kernel, kernel.baseline, 1)
+    return {"seconds": seconds, "baseline": baseline, "ratio": seconds / baseline}
 
 
 def _calibrate(kernel: _Kernel, built: Any) -> int:
