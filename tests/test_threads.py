@@ -121,7 +121,7 @@ from tvm.s_tir import Schedule
 from tvmopt.machine import detect
 from tvmopt.runtime.threads import use_threads
 
-cores, rounds, calls = int(os.environ["CORES"]), 150, 3
+cores, rounds, calls = int(os.environ["CORES"]), 120, 3
 if "PLANT" not in os.environ:
     use_threads(cores)
 
@@ -135,7 +135,7 @@ def kernel(rows):
     outer, inner = sch.split(j, [None, 64])
     sch.reorder(i, outer, k, inner)
     sch.vectorize(inner)
-    if rows == 32 * cores:
+    if rows == 96 * cores:
         sch.parallel(i)
     sch.decompose_reduction(block, k)
     built = tvm.compile(sch.mod, detect().target())["main"]
@@ -143,6 +143,8 @@ def kernel(rows):
     return lambda: built(*arguments)
 
 def seconds(call):
+    # The pool's threads went to sleep while the other kernel ran; waking them is not what is asked about.
+    call()
     start = time.perf_counter()
     for _ in range(calls):
         call()
@@ -156,7 +158,7 @@ def used():
     own = os.times()
     return ticks / os.sysconf("SC_CLK_TCK"), own.user + own.system
 
-whole, share = kernel(32 * cores), kernel(32)
+whole, share = kernel(96 * cores), kernel(96)
 seconds(whole), seconds(share)
 before = used()
 times = [(seconds(whole), seconds(share)) for _ in range(rounds)]
@@ -167,7 +169,7 @@ print(json.dumps({"efficiency": least[1] / least[0], "others": (busy - own) / ow
 
 
 # The share of the time above which others were at work beside a process, and its figure says nothing.
-BUSY = 0.06
+BUSY = 0.03
 
 
 def efficiencies(count: int, code: str = TIMED, **environment: str) -> list[float]:
@@ -210,7 +212,7 @@ def test_the_measurement_sees_a_pool_of_one_thread():
 def test_the_measurement_sees_threads_on_one_core():
     # What pinning does where main thread and worker are put on the same core.
     pinned = "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code = TIMED.replace("whole, share =", "seconds(kernel(32 * cores))\n{pin}whole, share =")
+    code = TIMED.replace("whole, share =", "seconds(kernel(96 * cores))\n{pin}whole, share =")
     code = code.replace(
         "{pin}", "for task in os.listdir('/proc/self/task'):\n    " + pinned.replace("(0,", "(int(task),")
     )

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from tvmopt.model import Model
 
 VARIANTS = ("original", "manual", "auto")
-# Where a plan's schedule is found in the log's records; the others are made anew.
-SEARCHED = ("template", "metaschedule")
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +51,13 @@ def schedule_manual(kernel: Kernel, machine: Machine, candidates: list[Rule]) ->
 
 
 def schedule_kernels(
-    lowered: Lowered, variant: str, machine: Machine, *, log_path: Path | None = None, schedules_dir: Path | None = None
+    lowered: Lowered,
+    variant: str,
+    machine: Machine,
+    *,
+    log_path: Path | None = None,
+    schedules_dir: Path | None = None,
+    model: Model | None = None,
 ) -> Scheduling:
     """Schedules for all kernels of a variant; auto reads the log at `log_path`, where there is one.
 
@@ -63,31 +67,24 @@ def schedule_kernels(
     if variant == "original":
         return Scheduling({}, Plan(tuple(KernelPlan(k.name, k.key, "original") for k in lowered.kernels)))
     candidates = rules(machine.kind, schedules_dir)
+    opened = None
+    if variant == "auto" and log_path is not None and (log_path / "manifest.json").is_file():
+        from tvmopt.tuning.resolve import open_log
+
+        opened = open_log(log_path, machine, model)
     functions: dict[str, tvm.tirx.PrimFunc] = {}
     plans = []
     missing = 0
-    logged: Plan | None = None
-    differences: tuple[str, ...] = ()
-    log = None
-    if variant == "auto" and log_path is not None and (log_path / "manifest.json").is_file():
-        from tvmopt.tuning.log import Log
-        from tvmopt.tuning.manifest import check_manifest, read_manifest
-
-        manifest = read_manifest(log_path)
-        differences = tuple(check_manifest(manifest, log_path, machine))
-        logged, log = manifest.plan, Log.read(log_path)
     for kernel in lowered.kernels:
-        entry = logged.get(kernel.key) if logged is not None else None
-        searched = entry is not None and entry.source in SEARCHED
-        schedule = log.lookup(kernel) if log is not None and searched else None
-        if schedule is not None and entry is not None:
-            functions[kernel.name] = schedule.mod["main"]
-            plans.append(entry)
+        found = opened.resolve(kernel) if opened is not None else None
+        if found is not None and found.schedule is not None and found.plan is not None:
+            functions[kernel.name] = found.schedule.mod["main"]
+            plans.append(found.plan)
             continue
-        missing += entry is None or searched
+        missing += variant == "auto" and (found is None or found.status == "miss")
         functions[kernel.name], plan = schedule_manual(kernel, machine, candidates)
         plans.append(plan)
-    return Scheduling(functions, Plan(tuple(plans)), missing if variant == "auto" else 0, differences)
+    return Scheduling(functions, Plan(tuple(plans)), missing, opened.differences if opened is not None else ())
 
 
 def log_path_of(model: Model, machine: Machine, log_dir: Path, strategies: Mapping[str, str]) -> Path:
@@ -123,7 +120,7 @@ def build_variant(
     lowered = lower_model(model, machine, chosen, variant=variant, dump_dir=dump_path)
     scheduling = schedule_kernels(
         lowered, variant, machine, log_path=log_path,
-        schedules_dir=Path(schedules_dir) if schedules_dir is not None else None,
+        schedules_dir=Path(schedules_dir) if schedules_dir is not None else None, model=model,
     )  # fmt: skip
     for difference in scheduling.differences:
         _log.warning("%s was tuned on another machine: %s", log_path, difference)
