@@ -3,7 +3,7 @@
 from . import batch_matmul, conv2d_depthwise, conv2d_direct, conv2d_gemm, dense, fallback, pointwise
 
 RULES = [
-    ("conv2d_direct", 2, conv2d_direct.rule),
+    ("conv2d_direct", 3, conv2d_direct.rule),
     ("conv2d_pointwise", 2, pointwise.rule),
     ("conv2d_gemm", 2, conv2d_gemm.rule),
     ("conv2d_depthwise", 2, conv2d_depthwise.rule),

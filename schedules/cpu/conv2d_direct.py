@@ -20,6 +20,8 @@ The steps, each building on the one before (python -m bench.kernels times them):
     4. order     pixels outside, vectors inside: a broadcast is used at once and needs one register. The other way
                  round LLVM keeps all of them alive and spills the sums
     5. unroll    several input channels a turn: loop overhead gone, loads of the next turn under the current sums
+    6. weights   with many channels and few pixels, one block of weights stays in L1 for a band of pixels, instead of
+                 the sums in registers for the whole reduction (GotoBLAS' order of loops)
 """
 
 from __future__ import annotations
@@ -90,6 +92,14 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     unroll_default = max(u for u in divisors(in_lanes) if u == 1 or u * columns * rows * vectors <= UNROLLED)
     unroll = choose("unroll", [u for u in divisors(in_lanes) if u <= 16], unroll_default)
 
+    # What stays while the rest streams by. Usually the sums, in registers, for the whole reduction; but then every tile
+    # of pixels reads all weights of its channels again, and where these take a good part of L2 that is slower than
+    # the arithmetic. There the weights of one block of input channels stay, in L1, for a whole band of pixels.
+    slice_bytes = 4 * vectors * lanes * in_blocks * in_lanes * kh * kw
+    tiles = (band // rows) * (width // columns)
+    default = "weights" if slice_bytes > machine.l2 / 4 and tiles > 1 and in_blocks > 1 else "sums"
+    weights_stay = choose("stationary", ["sums", "weights"], default) == "weights"
+
     loops = sch.get_loops(output)
     ln, lco, ly, lx, lci = loops
     co_share, co_group, co_vector = sch.split(lco, [share, None, vectors])
@@ -98,16 +108,26 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     sch.reorder(ln, co_share, y_band, co_group, y_rows, x_tiles, y_tile, x_tile, co_vector, lci)
     task = sch.fuse(ln, co_share, y_band)
     parallelize(sch, task, kernel, choose)
-    sch.compute_at(anchor, x_tiles, preserve_unit_loops=True)
+    if weights_stay:
+        # The sums of a whole band go through a buffer in L1 or L2, once a block of input channels.
+        sch.set_scope(anchor, 0, "global")
+        sch.compute_at(anchor, co_group, preserve_unit_loops=True)
+    else:
+        sch.compute_at(anchor, x_tiles, preserve_unit_loops=True)
     if pad is not None:
         sch.compute_at(pad, task, preserve_unit_loops=True)
         vectorize_fill(sch, pad)
     tn, tco, ty, tx, tci, ico, rkh, rkw, ici = sch.get_loops(anchor)[-9:]
     ici_outer, ici_inner = sch.split(ici, [None, unroll])
-    sch.reorder(ico, rkh, rkw, ici_outer, ici_inner, tn, ty, tx, tco, tci)
+    if weights_stay:
+        ty_rows, ty = sch.split(ty, [None, rows])
+        tx_tiles, tx = sch.split(tx, [None, columns])
+        sch.reorder(ico, tn, ty_rows, tx_tiles, rkh, rkw, ici_outer, ici_inner, ty, tx, tco, tci)
+    else:
+        sch.reorder(ico, rkh, rkw, ici_outer, ici_inner, tn, ty, tx, tco, tci)
     sch.unroll(ici_inner)
-    vectorize_unroll(sch, anchor, 4)
+    vectorize_unroll(sch, anchor, 3)
     vectorize_unroll(sch, output, 3)
     init = sch.decompose_reduction(anchor, ico)
-    vectorize_unroll(sch, init, 4)
+    vectorize_unroll(sch, init, 0 if weights_stay else 4)
     return sch
