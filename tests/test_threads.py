@@ -190,10 +190,14 @@ def efficiencies(count: int, code: str = TIMED, **environment: str) -> list[floa
 @several
 @pytest.mark.slow
 def test_ten_processes_run_one_kernel_alike():
-    found = efficiencies(10)
-    middle = statistics.median(found)
-    far = [value for value in found if abs(value / middle - 1) > 0.03]
-    assert not far, f"of ten processes these differ by more than 3% from the median {middle:.3f}: {far}"
+    # A neighbour that comes and goes can spoil one set of ten, a pool that shares a core spoils every one.
+    for _attempt in range(3):
+        found = efficiencies(10)
+        middle = statistics.median(found)
+        far = [value for value in found if abs(value / middle - 1) > 0.03]
+        if not far:
+            return
+    pytest.fail(f"of ten processes these differ by more than 3% from the median {middle:.3f}: {far}")
 
 
 @several
