@@ -1,9 +1,9 @@
 """Model specs: from what a user names to a module in eval mode with example inputs.
 
-    digits_cnn                built in, trained, needs no download (the default); mnist_cnn is its plain sister
-    torchvision:resnet18      any classification network of torchvision
-    path/to/file.py:factory   a function that returns (module, example inputs)
-    model.pt2                 a torch.export archive
+digits_cnn                built in, trained, needs no download (the default); mnist_cnn is its plain sister
+torchvision:resnet18      any classification network of torchvision
+path/to/file.py:factory   a function that returns (module, example inputs)
+model.pt2                 a torch.export archive
 """
 
 from __future__ import annotations

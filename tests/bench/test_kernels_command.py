@@ -18,10 +18,12 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_kernel_is_verified_and_set_beside_the_peak(tmp_path: Path) -> None:
     file = tmp_path / "k.json"
-    done = _run("--op", "conv2d", "--shape", "1x17x13x13,33,3,2,1", "--rounds", "5", "--json", str(file))
+    done = _run(
+        "--op", "conv2d", "--shape", "1x17x13x13,33,3,2,1", "--rounds", "5", "--limit", "1", "--json", str(file)
+    )
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(file.read_text())
-    assert len(result["seconds"]) == len(result["shares"]) == 5
+    assert len(result["seconds"]) == len(result["shares"]) == len(result["quiet"]) >= 5
     assert 0 < result["peak_fraction"] < 1
     assert result["max_abs_err"] < 1e-4
 

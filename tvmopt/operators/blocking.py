@@ -32,9 +32,7 @@ def pack(data: te.Tensor, block: int) -> te.Tensor:
 def unpack(data: te.Tensor, channels: int) -> te.Tensor:
     """(N, C/block, H, W, block) -> (N, channels, H, W)."""
     n, _, h, w, block = (int(x) for x in data.shape)
-    return te.compute(
-        (n, channels, h, w), lambda bn, c, y, x: data[bn, c // block, y, x, c % block], name="unpack"
-    )
+    return te.compute((n, channels, h, w), lambda bn, c, y, x: data[bn, c // block, y, x, c % block], name="unpack")
 
 
 def concat(*tensors: te.Tensor, channels: Sequence[int]) -> te.Tensor:

@@ -1,7 +1,7 @@
 """Trains the built-in `digits_cnn` on scikit-learn's digits and writes its weights.
 
-    python -m tvmopt.training.train_digits                 the committed weights, from nothing, in about a minute
-    python -m tvmopt.training.train_digits --epochs 5 -o digits.pt
+python -m tvmopt.training.train_digits                 the committed weights, from nothing, in about a minute
+python -m tvmopt.training.train_digits --epochs 5 -o digits.pt
 """
 
 from __future__ import annotations
