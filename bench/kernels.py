@@ -1,7 +1,7 @@
 """Single kernels against the machine's measured peak, as `python -m bench.kernels --op gemm --shape 512x512x512`.
 
 The kernel and the peak are measured in turns in one process. A turn is quiet when both reference loops of
-tvmopt/runtime/peak.py, right before and right after the kernel, ran within 4% of their best: then nobody else used the
+tvmopt/runtime/peak.py, right before and right after the kernel, ran within 4% of the peak: then nobody else used the
 cores. The kernel's own time plays no part in that. The figure is the median over the quiet turns, with the median over
 all turns beside it; where too few turns were quiet it is that of all turns, and marked.
 Weights are packed ahead of time, as in a compiled network; everything else, padding and epilogue included, is timed.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _DEFAULTS = {"conv2d": "1x64x56x56,64,3,1,1", "gemm": "1024x1024x1024"}
 # More than the peak by this much is a measuring error, not a fast kernel.
 _MOST = 1.02
-# A reference loop this close to its best was not disturbed; its own spread on an idle core is 1 to 2%.
+# A reference loop this close to the peak was not disturbed; its own spread on an idle core is 1 to 2%.
 _QUIET = 0.96
 # Fewer quiet turns than this say nothing.
 _FEWEST_QUIET = 5
@@ -91,12 +91,9 @@ class _Turns:
     tiles: list[tuple[float, float]]
 
     def quiet(self) -> list[bool]:
-        """Whether both references were near their best before and after."""
-        best = [max(max(pair) for pair in pairs) for pairs in (self.peaks, self.tiles)]
-        return [
-            all(min(pair) >= _QUIET * top for pair, top in zip(pairs, best, strict=True))
-            for pairs in zip(self.peaks, self.tiles, strict=True)
-        ]
+        """Whether both references were near the peak, before and after."""
+        peak = max(max(pair) for pair in self.peaks)
+        return [min(*peaks, *tiles) >= _QUIET * peak for peaks, tiles in zip(self.peaks, self.tiles, strict=True)]
 
 
 def _take_turns(kernel: Callable[[], object], peak: Peak, rounds: int, limit_s: float) -> _Turns:
@@ -181,8 +178,8 @@ def measure(op: str, shape: str, threads: int | None = None, rounds: int = 20, l
     print(
         f"{op} {shape}: {gflops:.0f} GFLOP/s, {share:.0%} of the peak in the same turn ({found} of {len(shares)}; over "
         f"all {np.median(shares):.0%}; peak {roof.gflops:.0f} GFLOP/s = {machine.cores} x {roof.clock_ghz:.2f} GHz x "
-        f"{machine.lanes} lanes x 2 x {roof.units:.2f} units), error {error:.1e}; weights packed ahead of time, padding "
-        "and epilogue included"
+        f"{machine.lanes} lanes x 2 x {roof.units:.2f} units), error {error:.1e}; weights packed ahead of time, "
+        "padding and epilogue included"
     )
     choices = plan.choices if plan is not None else {}
     return Result(op, shape, turns.seconds, shares, quiet, unstable, gflops, share, error, choices)

@@ -29,6 +29,7 @@ from __future__ import annotations
 from typing import Any
 
 from tvm.s_tir import Schedule
+from tvm.sym import detect_linear_equation
 
 from tvmopt.machine import Machine
 
@@ -39,13 +40,18 @@ from .common import (
     fuse_epilogue,
     parallelize,
     task_split,
+    unroll_depth,
     vectorize_fill,
     vectorize_unroll,
 )
 
-# Multiply-adds in the body of the innermost loop: 6 bytes each, so that the loop stays well inside the 32 KiB
-# instruction cache, while its three own instructions are under 3% of it.
-UNROLLED = 128
+
+def column_stride(sch: Schedule, anchor: Any) -> int:
+    """How many columns of the input lie between two neighbouring pixels of the output."""
+    block = sch.get(anchor)
+    column, tap = block.iter_vars[3].var, block.iter_vars[7].var
+    index = block.reads[0].region[3].min
+    return int(detect_linear_equation(index, [column, tap])[0])
 
 
 def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule | None:
@@ -69,16 +75,16 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     row_options = [r for r in divisors(height) if r == 1 or (r <= free and columns == width)]
     rows = choose("rows", row_options, row_options[-1])
 
-    # Tasks: a share of the output channels times a band of rows. The input of a band should stay in half of the
-    # core's L2 (the other half is for weights passing through), and so should a share of the weights; what does not
-    # comes in again, the input once a share and group of vectors, the weights once a band.
+    # Tasks: a share of the output channels times a band of rows. A share of the weights should stay in half of the
+    # core's L2 and the input of a band in a quarter (the rest is for what passes through); what does not comes in
+    # again, the input once a share and group of vectors, the weights once a band.
     groups = out_blocks // vectors
     weight_bytes = 4 * out_blocks * lanes * in_blocks * in_lanes * kh * kw
     row_bytes = 4 * in_blocks * in_lanes * width
 
     def traffic(band: int, share: int) -> float:
         fits = weight_bytes / share <= machine.l2 / 2
-        input_fits = row_bytes * (band + kh - 1) <= machine.l2 / 2
+        input_fits = row_bytes * (band + kh - 1) <= machine.l2 / 4
         weights = weight_bytes * (1 if fits else height // band)
         halo = (band + kh - 1) / band
         return weights + row_bytes * height * halo * share * (1 if input_fits else groups // share)
@@ -89,7 +95,9 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     band = choose("band", band_options, band_default)
     share = choose("share", share_options, share_default)
     # Input channels a turn: enough that the loop's own instructions vanish beside the multiply-adds.
-    unroll_default = max(u for u in divisors(in_lanes) if u == 1 or u * columns * rows * vectors <= UNROLLED)
+    # With a stride LLVM keeps a second broadcast value: in 32 full registers that spilled every sum (37% of the peak).
+    registers = machine.registers - (column_stride(sch, anchor) > 1)
+    unroll_default = unroll_depth(divisors(in_lanes), columns * rows * vectors, vectors, registers)
     unroll = choose("unroll", [u for u in divisors(in_lanes) if u <= 16], unroll_default)
 
     # What stays while the rest streams by. Usually the sums, in registers, for the whole reduction; but then every tile

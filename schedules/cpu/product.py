@@ -25,10 +25,7 @@ from tvm.tirx import IndexMap
 
 from tvmopt.machine import Machine
 
-from .common import accumulator_tile, divisors, task_split
-
-# Multiply-adds in the body of the innermost loop; see conv2d_direct.
-UNROLLED = 128
+from .common import accumulator_tile, divisors, task_split, unroll_depth
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def choose_tiling(
     band = choose("band", bands, band_default)
     share = choose("share", shares, share_default)
     unrolls = [u for u in divisors(inner_depth) if u <= 16]
-    unroll_default = max(u for u in unrolls if u == 1 or u * tile_rows * vectors <= UNROLLED)
+    unroll_default = unroll_depth(unrolls, tile_rows * vectors, vectors, machine.registers)
     return Tiling(tile_rows, vectors, band, share, choose("unroll", unrolls, unroll_default))
 
 

@@ -28,8 +28,7 @@ _SUMS = 12
 # Latency of a fused multiply-add in cycles, on Intel since Skylake and on AMD since Zen.
 _LATENCY = 4
 _STEPS = 20_000
-# The second loop's tile (rows, vectors) and depth: 12 x 2 sums, and operands of 11 KiB, inside any L1.
-_TILE = (12, 2)
+# The second loop's depth: with it the operands of the largest tile take 11 KiB, inside any L1.
 _DEPTH = 64
 
 
@@ -67,11 +66,9 @@ def _function(cores: int, lanes: int, sums: int) -> tvm.tirx.PrimFunc:
     return main
 
 
-def _tile_function(cores: int, lanes: int, repeats: int) -> tvm.tirx.PrimFunc:
+def _tile_function(cores: int, lanes: int, rows: int, vectors: int, repeats: int) -> tvm.tirx.PrimFunc:
     """A register tile a core, fed from L1: x (cores, rows, depth) by w (cores, depth, vectors, lanes), float32."""
     from tvm.script import tirx as T
-
-    rows, vectors = _TILE
 
     @T.prim_func(s_tir=True)
     def main(
@@ -127,12 +124,14 @@ class Peak:
 
     def __init__(self, machine: Machine) -> None:
         cores, lanes = machine.cores, machine.lanes
-        repeats = _STEPS * _SUMS // (_TILE[0] * _TILE[1] * _DEPTH)
+        # 12 x 2 sums in 32 registers, 6 x 2 in 16: the two vectors of weights and a broadcast value fit beside them.
+        rows, vectors = (12, 2) if machine.registers >= 32 else (6, 2)
+        repeats = _STEPS * _SUMS // (rows * vectors * _DEPTH)
         self._machine = machine
         self._all = _stopwatch(_function(cores, lanes, _SUMS), machine)
         self._operations = 2.0 * cores * _SUMS * lanes * _STEPS
-        self._tile = _stopwatch(_tile_function(cores, lanes, repeats), machine)
-        self._tile_operations = 2.0 * cores * lanes * _TILE[0] * _TILE[1] * _DEPTH * repeats
+        self._tile = _stopwatch(_tile_function(cores, lanes, rows, vectors, repeats), machine)
+        self._tile_operations = 2.0 * cores * lanes * rows * vectors * _DEPTH * repeats
         self._chain = _stopwatch(_function(1, lanes, 1), machine)
         self._chain_operations = 2.0 * lanes * _STEPS
 
