@@ -114,7 +114,7 @@ def _measure_all(cases: dict[Any, Any], settings: Settings, data: Data) -> list[
 
     rows: list[dict[str, Any]] = []
     for spec, model_cases in cases.items():
-        with Progress(str(spec), [case.contender for case in model_cases], settings.samples) as progress:
+        with Progress(str(spec), [case.name for case in model_cases], settings.samples) as progress:
             report: Report = progress.report
             try:
                 rows += measure(model_cases, settings, data, report)
@@ -130,7 +130,7 @@ def _save(document: dict[str, Any], args: argparse.Namespace) -> None:
 
     if args.json is not None:
         results.write(document, args.json)
-    if args.quick:
+    if args.quick or all(row["latency_ms"] is None for row in document["results"]):
         return
     path = results.write(document, results.saved_path(results.results_root(), document["environment"]))
     print(f"saved as {path}", file=sys.stderr)
@@ -145,7 +145,7 @@ def _show(document: dict[str, Any], markdown: bool, table: Any) -> None:
         from rich.console import Console
 
         # A pipe has no width of its own, and a table wrapped at 80 columns cannot be read.
-        console = Console(width=None if sys.stdout.isatty() else 160)
+        console = Console(emoji=False, width=None if sys.stdout.isatty() else 160)
         for rows in groups:
             console.print(table.terminal(rows))
             for note in table.notes(rows):

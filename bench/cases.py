@@ -19,12 +19,19 @@ PEER = "peer:"
 class Case:
     """One contender: `contender` is a variant's name or "peer:" and a peer's, `spec` the model's (None: built in).
 
-    `options.threads` is set: every contender has the same number.
+    `options.threads` is set: every contender has the same number. `label` is what progress calls it, where one model's
+    variants are measured under several options.
     """
 
     spec: str | None
     contender: str
     options: BuildOptions
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What people read."""
+        return self.label or self.contender
 
     @property
     def peer(self) -> str | None:

@@ -52,13 +52,13 @@ def measure(cases: Sequence[Case], settings: Settings, data: Data, report: Repor
         facts = _reference(cases[0], data, path, report)
         try:
             for case in cases:
-                report(case.contender, "building")
-                contender = Contender(case.contender, Worker(case.threads))
+                report(case.name, "building")
+                contender = Contender(case.name, Worker(case.threads))
                 contenders.append(contender)
                 request = {"do": "prepare", "case": case.to_json(), "reference": str(path)}
                 answer = contender.ask({**request, "warm_up_s": settings.time_limit_s / 4}, PREPARE_TIMEOUT_S)
                 contender.facts.update(answer or {})
-                report(case.contender, contender.error or "ready")
+                report(case.name, contender.error or "ready")
             take_turns(contenders, settings, report)
             for contender in contenders:
                 if contender.error is None:
@@ -77,7 +77,7 @@ def failed_rows(cases: Sequence[Case], error: WorkerError) -> list[dict[str, Any
     """Rows for the cases of a model that could not be loaded, where other models are measured too."""
     rows = []
     for case in cases:
-        contender = Contender(case.contender, worker=None, error=str(error))  # type: ignore[arg-type]
+        contender = Contender(case.name, worker=None, error=str(error))  # type: ignore[arg-type]
         rows.append(_row(case, contender, {"model": case.spec or "", "batch": 1}, Settings()))
     return rows
 

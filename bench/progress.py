@@ -14,7 +14,7 @@ class Progress:
     """One line a contender. Where standard error is no terminal, one plain line for each thing that happens."""
 
     def __init__(self, title: str, contenders: Sequence[str], samples: int) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, emoji=False)
         self._bars = Bars(
             TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
             console=self._console, auto_refresh=False, transient=True,

@@ -161,9 +161,14 @@ def used():
 whole, share = kernel(96 * cores), kernel(96)
 seconds(whole), seconds(share)
 before = used()
-times = [(seconds(whole), seconds(share)) for _ in range(rounds)]
+times = []
+# More rounds while a neighbour may have been there in all: what a pool does wrong stays for the process's life.
+for _ in range(5):
+    times += [(seconds(whole), seconds(share)) for _ in range(rounds)]
+    least = [min(column) for column in zip(*times)]
+    if least[1] / least[0] > 0.97:
+        break
 busy, own = (after - start for after, start in zip(used(), before))
-least = [min(column) for column in zip(*times)]
 print(json.dumps({"efficiency": least[1] / least[0], "others": (busy - own) / own}))
 """
 
@@ -190,14 +195,10 @@ def efficiencies(count: int, code: str = TIMED, **environment: str) -> list[floa
 @several
 @pytest.mark.slow
 def test_ten_processes_run_one_kernel_alike():
-    # A neighbour that comes and goes can spoil one set of ten, a pool that shares a core spoils every one.
-    for _attempt in range(3):
-        found = efficiencies(10)
-        middle = statistics.median(found)
-        far = [value for value in found if abs(value / middle - 1) > 0.03]
-        if not far:
-            return
-    pytest.fail(f"of ten processes these differ by more than 3% from the median {middle:.3f}: {far}")
+    found = efficiencies(10)
+    middle = statistics.median(found)
+    far = [value for value in found if abs(value / middle - 1) > 0.03]
+    assert not far, f"of ten processes these differ by more than 3% from the median {middle:.3f}"
 
 
 @several

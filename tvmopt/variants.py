@@ -32,13 +32,14 @@ class Scheduling:
     """What every kernel is built with: scheduled functions by name, and the plan they come from.
 
     `missing` counts kernels whose plan or record was not found in the tuning log; `differences` are those of the
-    machine the log was made on.
+    machine the log was made on, `tuning_s` the seconds its search took.
     """
 
     functions: dict[str, tvm.tirx.PrimFunc]
     plan: Plan
     missing: int = 0
     differences: tuple[str, ...] = ()
+    tuning_s: float | None = None
 
 
 def schedule_manual(kernel: Kernel, machine: Machine, candidates: list[Rule]) -> tuple[tvm.tirx.PrimFunc, KernelPlan]:
@@ -84,7 +85,9 @@ def schedule_kernels(
         missing += variant == "auto" and (found is None or found.status == "miss")
         functions[kernel.name], plan = schedule_manual(kernel, machine, candidates)
         plans.append(plan)
-    return Scheduling(functions, Plan(tuple(plans)), missing, opened.differences if opened is not None else ())
+    if opened is None:
+        return Scheduling(functions, Plan(tuple(plans)), missing)
+    return Scheduling(functions, Plan(tuple(plans)), missing, opened.differences, opened.manifest.tuning_s)
 
 
 def log_path_of(model: Model, machine: Machine, log_dir: Path, strategies: Mapping[str, str]) -> Path:
@@ -139,6 +142,7 @@ def build_variant(
         "threads": machine.cores,
         "strategies": {**DEFAULT_STRATEGIES, **chosen},
         "plan": scheduling.plan,
+        "tuning_s": scheduling.tuning_s,
         "compile_s": time.perf_counter() - started,
     }
     return Compiled(executable, Signature.from_exported(lowered.program), meta)

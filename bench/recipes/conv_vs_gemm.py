@@ -144,15 +144,11 @@ def _tune(options: BuildOptions, plan: _Plan, time_budget_s: float) -> float:
 
 def _measure(by_method: dict[str, BuildOptions], plan: _Plan, data_dir: str | None) -> dict[Cell, Row]:
     cells = [(variant, method) for variant in VARIANTS for method in METHODS]
-    cases = [Case("mnist_cnn", variant, by_method[method]) for variant, method in cells]
-    # The harness names contenders by variant alone, and there are two of each: they are told by their turn.
-    coming = iter(cells)
+    cases = [Case("mnist_cnn", variant, by_method[method], f"{variant}, {method}") for variant, method in cells]
 
-    def report(_: str, text: str) -> None:
-        if text == "building":
-            _say("building {}, {}".format(*next(coming)))
-        elif text == "checking":
-            _say("checking outputs and accuracy")
+    def report(name: str, text: str) -> None:
+        if text in ("building", "checking"):
+            _say(f"{name}: {text}")
 
     measured = measure(cases, plan.turns, Data(plan.dataset, False, data_dir, plan.test_limit), report)
     return dict(zip(cells, measured, strict=True))

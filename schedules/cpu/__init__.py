@@ -3,11 +3,11 @@
 from . import batch_matmul, conv2d_depthwise, conv2d_direct, conv2d_gemm, dense, fallback, pointwise
 
 RULES = [
-    ("conv2d_direct", 3, conv2d_direct.rule),
-    ("conv2d_pointwise", 2, pointwise.rule),
-    ("conv2d_gemm", 2, conv2d_gemm.rule),
+    ("conv2d_direct", 4, conv2d_direct.rule),
+    ("conv2d_pointwise", 3, pointwise.rule),
+    ("conv2d_gemm", 3, conv2d_gemm.rule),
     ("conv2d_depthwise", 2, conv2d_depthwise.rule),
-    ("dense", 2, dense.rule),
-    ("batch_matmul", 2, batch_matmul.rule),
+    ("dense", 3, dense.rule),
+    ("batch_matmul", 3, batch_matmul.rule),
     ("fallback", 1, fallback.rule),
 ]

@@ -18,7 +18,7 @@ class Progress:
     """The table of a session. Drawn between batches only: drawing takes CPU from who is timed."""
 
     def __init__(self, title: str) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, emoji=False)
         self._title = title
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
 
