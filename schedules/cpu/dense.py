@@ -6,9 +6,9 @@ the cores. With many samples it is the product of product.py; with many tiles of
 those of GotoBLAS, of which 1024 x 1024 x 1024 shows the steps (share of the peak):
 
     1. 75%   the product of product.py
-    2. 81%   a chunk of the depth of one group of panels stays in L1 for all tiles of a band, whose rows were packed
-             tile by tile; the sums go through a buffer once a chunk
-    3. 84%   the rows are packed one cache line of each at a time
+    2. 80%   a chunk of the depth of one group of panels stays in L1 for all tiles of a band; the sums go through a
+             buffer once a chunk
+    3. 82%   the rows of a band are copied to where a tile's lie side by side in L1, and not in one set of it
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from tvmopt.machine import Machine
 from .common import divisors, extent, find_block, fuse_epilogue, parallelize, vectorize_fill, vectorize_unroll
 from .product import Tiling, choose_tiling, finish, split_output
 
-# Values of four bytes in a cache line of 64.
-CACHE_LINE = 16
 # Ways of L1: a step of l1 / 8 bytes comes back to the same set, on every x86 core since 2008 (12 ways since Ice Lake).
 L1_WAYS = 8
 
@@ -53,12 +51,12 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     parallelize(sch, task, kernel, choose)
     chunk = choose_chunk(tiling, depth, lanes, machine, choose)
     if chunk < depth:
-        packed = pack_rows(sch, anchor, tiling)
+        copied = copy_rows(sch, anchor, chunk, machine)
         chunked(sch, anchor, output, tiling, chunk)
-        sch.compute_at(packed, task, preserve_unit_loops=True)
+        sch.compute_at(copied, task, preserve_unit_loops=True)
         if pad is not None:
             sch.compute_inline(pad)
-        copy_by_lines(sch, packed, tiling)
+        vectorize_copy(sch, copied, machine)
         return sch
     sch.compute_at(anchor, tiles, preserve_unit_loops=True)
     if pad is not None:
@@ -83,22 +81,22 @@ def choose_chunk(tiling: Tiling, depth: int, lanes: int, machine: Machine, choos
     return int(choose("chunk", [*chunks, depth], fits if pays else depth))
 
 
-def pack_rows(sch: Schedule, anchor: Any, tiling: Tiling) -> Any:
-    """Copy a band of the left side to (tile, depth, row of the tile), so that a tile's values stand side by side."""
-    packed = sch.reindex(anchor, ("read", 0))
-    rows = tiling.rows
-    sch.transform_layout(packed, ("write", 0), IndexMap.from_func(lambda m, k: (m // rows, k, m % rows)))
-    return packed
+def copy_rows(sch: Schedule, anchor: Any, chunk: int, machine: Machine) -> Any:
+    """A stage that copies a band of the left side to rows a chunk longer than a multiple of L1's way size.
+
+    So the rows of a tile lie side by side in L1. As they are, those of 4 KiB (a depth of 1024) all fall into one set.
+    """
+    copied = sch.reindex(anchor, ("read", 0))
+    sch.storage_align(copied, 0, axis=0, factor=machine.l1 // L1_WAYS // 4, offset=chunk)
+    return copied
 
 
-def copy_by_lines(sch: Schedule, packed: Any, tiling: Tiling) -> None:
-    """Copy a tile's rows one cache line of each at a time: both sides of the transposition stay in L1."""
-    rows, depth = sch.get_loops(packed)[-2:]
-    tile, row = sch.split(rows, [None, tiling.rows])
-    line, step = sch.split(depth, [None, max(d for d in divisors(extent(sch, depth)) if d <= CACHE_LINE)])
-    sch.reorder(tile, line, step, row)
-    sch.vectorize(row)
-    sch.unroll(step)
+def vectorize_copy(sch: Schedule, copied: Any, machine: Machine) -> None:
+    """Copy a register at a time, as far as the depth divides."""
+    last = sch.get_loops(copied)[-1]
+    width = max(d for d in divisors(extent(sch, last)) if d <= machine.lanes)
+    _, lane = sch.split(last, [None, width])
+    sch.vectorize(lane)
 
 
 def chunked(sch: Schedule, anchor: Any, output: Any, tiling: Tiling, chunk: int) -> None:

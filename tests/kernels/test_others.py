@@ -20,7 +20,7 @@ class Apply(nn.Module):
 
 
 def test_dense() -> None:
-    """Rows round the register tile, columns round the panel, depths of 1 and primes."""
+    """Rows round the register tile, columns round the panel, depths of 1 and primes; the last two in chunks."""
     sizes = [
         (1, 512, 1000),
         (1, 1, 1),
@@ -31,6 +31,8 @@ def test_dense() -> None:
         (64, 64, 64),
         (57, 33, 17),
         (197, 96, 48),
+        (128, 1024, 32),
+        (131, 1024, 33),
     ]
     layers = [nn.Linear(k, n) for _, k, n in sizes] + [nn.Linear(24, 40, bias=False), nn.Linear(16, 16)]
     shapes = [(m, k) for m, k, _ in sizes] + [(2, 13, 24), (3, 16)]
