@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 _DEFAULTS = {"conv2d": "1x64x56x56,64,3,1,1", "gemm": "1024x1024x1024"}
 # More than the peak by this much is a measuring error, not a fast kernel.
 _MOST = 1.02
-# A reference loop this close to the peak was not disturbed; its own spread on an idle core is 1 to 2%.
-_QUIET = 0.96
 # Fewer quiet turns than this say nothing.
 _FEWEST_QUIET = 5
 
@@ -92,8 +90,10 @@ class _Turns:
 
     def quiet(self) -> list[bool]:
         """Whether both references were near the peak, before and after."""
+        from tvmopt.runtime.peak import QUIET
+
         peak = max(max(pair) for pair in self.peaks)
-        return [min(*peaks, *tiles) >= _QUIET * peak for peaks, tiles in zip(self.peaks, self.tiles, strict=True)]
+        return [min(*peaks, *tiles) >= QUIET * peak for peaks, tiles in zip(self.peaks, self.tiles, strict=True)]
 
 
 def _take_turns(kernel: Callable[[], object], peak: Peak, rounds: int, limit_s: float) -> _Turns:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvmopt.machine import threads_environment
 from tvmopt.tuning.process import Process, WorkerDied, WorkerError, WorkerTimeout
+from tvmopt.tuning.worker import ROUNDS
 
 if TYPE_CHECKING:
     import tvm
@@ -23,8 +24,7 @@ BUILD_LIMIT_S = 30.0
 RUN_LIMIT_S = 15.0
 # The reference runs unscheduled, on one thread: the largest convolutions take seconds.
 OPEN_LIMIT_S = 180.0
-# Turns a candidate and the baseline take in the first measurement, and in the final between the best.
-ROUNDS = 21
+# Turns the best and the baseline take in the final; in the first measurement worker.ROUNDS.
 FINAL_ROUNDS = 101
 _MOST_WORKERS = 8
 

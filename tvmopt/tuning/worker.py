@@ -7,7 +7,9 @@ that the ratio survives a machine whose speed changes by the minute.
 
 from __future__ import annotations
 
+import os
 import statistics
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +18,25 @@ from tvmopt.tuning.process import serve
 if TYPE_CHECKING:
     import numpy as np
 
+    from tvmopt.machine import Machine
+    from tvmopt.runtime.peak import Peak
+
 # Seconds of one sample. Many short turns beat few long ones: on a shared machine whose speed doubled and halved
 # within seconds, ratios from 21 turns of 1 ms scattered by 4%, from 7 turns of 3 ms by 6%, and single times by 60%.
 SAMPLE_S = 0.001
 # A lone candidate this many times slower than the baseline in its first rounds is not measured further.
 HOPELESS = 2.0
 _HOPELESS_AFTER = 3
+# Turns between two looks whether anybody else uses the cores, and how long a candidate's turns wait, in all, for
+# moments when nobody does. Only the turns of such moments count, if they are this many. Where a virtual machine's cores
+# are, for a while, two threads of one physical core, a parallel kernel is no faster than a serial one.
+_GROUP = 3
+QUIET_LIMIT_S = 0.25
+_FEWEST_QUIET = 6
 # And one so many times slower in a single call is not timed any further: MetaSchedule's first ones can be 500 times.
 VERY_SLOW = 10.0
+# Turns of a first measurement (see runner.py), for which QUIET_LIMIT_S holds.
+ROUNDS = 21
 
 
 @dataclass
@@ -43,8 +56,10 @@ class _Kernel:
 class Worker:
     """What the process can be asked. Modules come as TVM's JSON."""
 
-    def __init__(self) -> None:
+    def __init__(self, machine: Machine | None = None) -> None:
         self._kernels: dict[str, _Kernel] = {}
+        self._machine = machine
+        self._peak: Peak | None = None
 
     def kernel(self, key: str, reference: str, baseline: str, spec: dict[str, Any]) -> float:
         """Takes up a kernel: its unscheduled module (what is right) and manual's; returns manual's seconds.
@@ -99,20 +114,40 @@ class Worker:
         kernel = self._kernels[key]
         contenders = [kernel.baseline, *(kernel.built[number] for number in numbers)]
         calls = [_calibrate(kernel, function) for function in contenders]
-        samples: list[list[float]] = [[] for _ in contenders]
-        for turn in range(rounds):
-            for index, function in enumerate(contenders):
-                samples[index].append(_watch(kernel, function, calls[index]) / calls[index])
-            if len(numbers) == 1 and turn + 1 == _HOPELESS_AFTER and min(samples[1]) > HOPELESS * max(samples[0]):
-                break
+        turns: list[list[float]] = []
+        quiet: list[bool] = []
+        ends = time.monotonic() + QUIET_LIMIT_S * rounds / ROUNDS
+        before = self._quiet_by(ends)
+        while len(turns) < rounds:
+            group = min(_GROUP, rounds - len(turns))
+            for _ in range(group):
+                turns.append([_watch(kernel, f, n) / n for f, n in zip(contenders, calls, strict=True)])
+            after = self._quiet_by(time.monotonic())
+            quiet += [before and after] * group
+            before = after or self._quiet_by(ends)
+            if len(numbers) == 1 and len(turns) == _HOPELESS_AFTER:
+                first, other = zip(*turns, strict=True)
+                if min(other) > HOPELESS * max(first):
+                    break
+        counted = [turn for turn, is_quiet in zip(turns, quiet, strict=True) if is_quiet]
+        counted = counted if len(counted) >= _FEWEST_QUIET else turns
         return [
             {
-                "seconds": statistics.median(taken),
-                "baseline": statistics.median(samples[0]),
-                "ratio": statistics.median(a / b for a, b in zip(taken, samples[0], strict=True)),
+                "seconds": statistics.median(turn[place] for turn in counted),
+                "baseline": statistics.median(turn[0] for turn in counted),
+                "ratio": statistics.median(turn[place] / turn[0] for turn in counted),
             }
-            for taken in samples[1:]
+            for place in range(1, len(contenders))
         ]
+
+    def _quiet_by(self, moment: float) -> bool:
+        """Whether nobody else uses the cores, waiting for it until `moment`; True where that is not looked at."""
+        if self._machine is None:
+            return True
+        from tvmopt.runtime.peak import Peak
+
+        self._peak = self._peak or Peak(self._machine)
+        return self._peak.wait_until_quiet(moment - time.monotonic())
 
     def drop(self, key: str) -> None:
         """Forgets a kernel's candidates, and frees their code."""
@@ -206,9 +241,10 @@ def _finite(arrays: list[np.ndarray]) -> bool:
 
 def main() -> None:
     """Serves on the process's own pipes."""
-    import tvm  # noqa: F401  (loaded before the first request, so that no time limit counts it)
+    from tvmopt.machine import detect
 
-    serve(Worker())
+    # TVM is loaded here, before the first request, so that no time limit counts it.
+    serve(Worker(detect(int(os.environ["TVM_NUM_THREADS"]))))
 
 
 if __name__ == "__main__":
