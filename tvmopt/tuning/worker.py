@@ -31,7 +31,7 @@ _HOPELESS_AFTER = 3
 # moments when nobody does. Only the turns of such moments count, if they are this many. Where a virtual machine's cores
 # are, for a while, two threads of one physical core, a parallel kernel is no faster than a serial one.
 _GROUP = 3
-QUIET_LIMIT_S = 0.25
+QUIET_LIMIT_S = 0.1
 _FEWEST_QUIET = 6
 # And one so many times slower in a single call is not timed any further: MetaSchedule's first ones can be 500 times.
 VERY_SLOW = 10.0
