@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmopt.errors import OutputError, UsageError, VerificationError
+from tvmopt.errors import UsageError, VerificationError
 from tvmopt.options import make_parser, positive_int, run
 
+from . import environment, results, statistics
+
 if TYPE_CHECKING:
+    from tvmopt.machine import Machine
     from tvmopt.model import Model
     from tvmopt.runtime.peak import Peak
 
@@ -28,25 +30,6 @@ _DEFAULTS = {"conv2d": "1x64x56x56,64,3,1,1", "gemm": "1024x1024x1024"}
 _MOST = 1.02
 # Fewer quiet turns than this say nothing.
 _FEWEST_QUIET = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """One kernel: `seconds` a call, `shares` of the peak around it and whether the turn was `quiet`, a turn each.
-
-    `peak_fraction` and `gflops` are medians over the quiet turns; `unstable` where these were too few: over all turns.
-    """
-
-    op: str
-    shape: str
-    seconds: list[float]
-    shares: list[float]
-    quiet: list[bool]
-    unstable: bool
-    gflops: float
-    peak_fraction: float
-    max_abs_err: float
-    choices: dict[str, Any]
 
 
 def layer(op: str, shape: str) -> Model:
@@ -118,19 +101,18 @@ def _take_turns(kernel: Callable[[], object], peak: Peak, rounds: int, limit_s: 
     return turns
 
 
-def measure(op: str, shape: str, threads: int | None = None, rounds: int = 20, limit_s: float = 60.0) -> Result:
+def measure(op: str, shape: str, machine: Machine, rounds: int = 20, limit_s: float = 60.0) -> dict[str, Any]:
     """Build one kernel by hand-written schedule, compare it with PyTorch in float64, and time it against the peak.
+
+    Returns a result of the bench's schema. `samples_ms` are a turn each, `quiet` says which of them were, `shares` how
+    much of the peak around them they are; `latency_ms`, `gflops`, `bytes_per_s` and `peak_fraction` are of the quiet
+    turns, or of all where it is `unstable`.
 
     Raises:
         UsageError: a shape of another form. VerificationError: wrong results, or a time that cannot be.
     """
     import numpy as np
     import torch
-
-    from tvmopt.machine import configure_threads, detect
-
-    machine = detect(threads)
-    configure_threads(machine.cores)
     import tvm
 
     from tvmopt.graph.pipeline import lower_model
@@ -183,8 +165,47 @@ def measure(op: str, shape: str, threads: int | None = None, rounds: int = 20, l
         f"{machine.lanes} lanes x 2 x {units:.2f} units), error {error:.1e}; weights packed ahead of time, "
         "padding and epilogue included"
     )
-    choices = plan.choices if plan is not None else {}
-    return Result(op, shape, turns.seconds, shares, quiet, unstable, gflops, share, error, choices)
+    samples = [took * 1e3 for took in turns.seconds]
+    used = [samples[i] for i in counted]
+    return {
+        "model": f"{op}:{shape}",
+        "variant": "manual",
+        "target": "llvm",
+        "dtype": "float32",
+        "batch": model.batch,
+        "sparsity": 0.0,
+        "method": None,
+        "latency_ms": statistics.summary(used),
+        "samples_ms": samples,
+        "compile_s": compiled.compile_s,
+        "max_abs_err": error,
+        "accuracy": None,
+        "params": None,
+        "nonzero_params": None,
+        "size_bytes": None,
+        "size_compressed_bytes": None,
+        "flops": kernel.flops,
+        "threads": machine.cores,
+        "strategy": "default",
+        "ci95": list(statistics.median_ci95(used, range(len(used)))),
+        "unstable": unstable,
+        "cold": False,
+        "rounds": list(range(len(samples))),
+        "peak_memory_bytes": None,
+        "tuning_s": None,
+        "error": None,
+        "op": op,
+        "shape": shape,
+        "gflops": gflops,
+        "bytes_per_s": kernel.bytes / (statistics.summary(used)["median"] * 1e-3),
+        "peak_fraction": share,
+        "peak_fraction_all_turns": float(np.median(shares)),
+        "peak_gflops": top,
+        "clock_ghz": clock,
+        "shares": shares,
+        "quiet": quiet,
+        "choices": plan.choices if plan is not None else {},
+    }
 
 
 def parser() -> argparse.ArgumentParser:
@@ -209,12 +230,15 @@ def _main(argv: Sequence[str] | None) -> int:
         raise UsageError("--shape needs --op")
     defaults = [(op, shape) for op, shape in _DEFAULTS.items() if args.op in (None, op)]
     wanted = [(args.op, shape) for shape in args.shape] if args.shape else defaults
-    results = [measure(op, shape, args.threads, args.rounds, args.limit) for op, shape in wanted]
+    from tvmopt.machine import configure_threads, detect
+
+    machine = detect(args.threads)
+    configure_threads(machine.cores)
+    described = environment.describe(machine, machine.cores)
+    rows = [measure(op, shape, machine, args.rounds, args.limit) for op, shape in wanted]
+    described["load_after"] = environment.load()
     if args.json:
-        try:
-            args.json.write_text(json.dumps([dataclasses.asdict(result) for result in results], indent=1) + "\n")
-        except OSError as error:
-            raise OutputError(f"--json {args.json}: {error.strerror}") from error
+        results.write(results.document(described, rows), args.json)
     return 0
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
+from bench import results
 from tvmopt.machine import configure_threads, detect
 
 
@@ -22,8 +22,8 @@ def test_a_kernel_is_verified_and_set_beside_the_peak(tmp_path: Path) -> None:
         "--op", "conv2d", "--shape", "1x17x13x13,33,3,2,1", "--rounds", "5", "--limit", "1", "--json", str(file)
     )
     assert done.returncode == 0, done.stderr
-    (result,) = json.loads(file.read_text())
-    assert len(result["seconds"]) == len(result["shares"]) == len(result["quiet"]) >= 5
+    (result,) = results.read(file)["results"]
+    assert len(result["samples_ms"]) == len(result["shares"]) == len(result["quiet"]) >= 5
     assert 0 < result["peak_fraction"] < 1
     assert result["max_abs_err"] < 1e-4
 
