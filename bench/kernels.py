@@ -1,9 +1,10 @@
 """Single kernels against the machine's measured peak, as `python -m bench.kernels --op gemm --shape 512x512x512`.
 
 The kernel and the peak are measured in turns in one process. A turn is quiet when both reference loops of
-tvmopt/runtime/peak.py, right before and right after the kernel, ran within 4% of the peak: then nobody else used the
-cores. The kernel's own time plays no part in that. The figure is the median over the quiet turns, with the median over
-all turns beside it; where too few turns were quiet it is that of all turns, and marked.
+tvmopt/runtime/peak.py, right before and right after the kernel, ran within 4% of the peak, and no process of this
+machine took a core from it meanwhile: then nobody else used the cores. The kernel's own time plays no part in that.
+The figure is the median over the quiet turns, with the median over all turns beside it; where too few turns were quiet
+it is that of all turns, and marked.
 Weights are packed ahead of time, as in a compiled network; everything else, padding and epilogue included, is timed.
 """
 
@@ -65,34 +66,44 @@ def layer(op: str, shape: str) -> Model:
 
 @dataclasses.dataclass(frozen=True)
 class _Turns:
-    """What was measured in each turn: seconds a call, and the two references (before, after) it, in GFLOP/s."""
+    """What was measured in each turn.
+
+    Seconds a call, the two references before and after it, in GFLOP/s, and how often the system took a core from it.
+    """
 
     seconds: list[float]
     peaks: list[tuple[float, float]]
     tiles: list[tuple[float, float]]
+    interruptions: list[int]
 
     def quiet(self) -> list[bool]:
-        """Whether both references were near the peak, before and after."""
+        """Whether both references were near the peak, before and after, and nothing took a core in between."""
         from tvmopt.runtime.peak import QUIET
 
         peak = max(max(pair) for pair in self.peaks)
-        return [min(*peaks, *tiles) >= QUIET * peak for peaks, tiles in zip(self.peaks, self.tiles, strict=True)]
+        return [
+            interrupted == 0 and min(*peaks, *tiles) >= QUIET * peak
+            for peaks, tiles, interrupted in zip(self.peaks, self.tiles, self.interruptions, strict=True)
+        ]
 
 
 def _take_turns(kernel: Callable[[], object], peak: Peak, rounds: int, limit_s: float) -> _Turns:
     """Turns of kernel and references, until `rounds` of them were quiet, or `limit_s` seconds have passed."""
+    import resource
     import time
 
     from tvmopt.runtime.timer import calibrate, stopwatch, warm_up
 
     watch = stopwatch(kernel)
     calls = calibrate(watch, warm_up(watch, limit_s=1.0, sample_s=0.005), sample_s=0.005)
-    turns = _Turns([], [], [])
+    turns = _Turns([], [], [], [])
     ends = time.monotonic() + limit_s
     before = peak.gflops(), peak.tile_gflops()
     while len(turns.seconds) < rounds or (sum(turns.quiet()) < rounds and time.monotonic() < ends):
         watch(1)  # brings the kernel's data back into the caches, which the references have used
+        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
         took = watch(calls) / calls
+        turns.interruptions.append(resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches)
         after = peak.gflops(), peak.tile_gflops()
         turns.seconds.append(took)
         turns.peaks.append((before[0], after[0]))
