@@ -11,6 +11,7 @@ no thread of it may run while another contender is timed. The end of the input e
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -140,16 +141,14 @@ class Session:
             from . import peers
 
             return peers.prepare(self._case.peer, peers.in_dtype(self._model), self._case.threads), {}
-        from tvmopt.variants import build_variant
+        from tvmopt.variants import build_by_options
 
         from .peers import Prepared
 
-        dump_dir = options.dump_dir
-        compiled = build_variant(
-            self._model, self._case.contender, options.machine(),
-            log_dir=options.log_dir, strategies=options.strategies, schedules_dir=options.schedules_dir,
-            dump_dir=None if dump_dir is None else dump_dir / self._model.log_name / self._case.contender,
-        )  # fmt: skip
+        if options.dump_dir is not None:
+            folder = options.dump_dir / self._model.log_name / self._case.contender
+            options = dataclasses.replace(options, dump_dir=folder)
+        compiled = build_by_options(self._model, self._case.contender, options.machine(), options)
         built = {"tuning_s": getattr(compiled, "tuning_s", None)}
         return Prepared(compiled, list, lambda outputs: outputs, compiled.size_bytes()), built
 

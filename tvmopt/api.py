@@ -58,20 +58,12 @@ def compile(
     machine = options.machine()
     from tvmopt.model import from_module
     from tvmopt.runtime.threads import use_threads
-    from tvmopt.variants import build_variant
+    from tvmopt.variants import build_by_options
 
     use_threads(machine.cores)
     training = [module for module in getattr(model, "modules", list)() if module.training]
     try:
-        return build_variant(
-            from_module(model, example_inputs, name=name, dtype=dtype),
-            variant,
-            machine,
-            log_dir=options.log_dir,
-            strategies=options.strategies,
-            schedules_dir=options.schedules_dir,
-            dump_dir=options.dump_dir,
-        )
+        return build_by_options(from_module(model, example_inputs, name=name, dtype=dtype), variant, machine, options)
     finally:
         for module in training:
             # Not .train(), which would set all that is below it too.

@@ -25,18 +25,10 @@ def export_model(spec: str | None, path: Path, *, variant: str = "auto", options
     _check_writable(path)
     machine = options.machine()
     from tvmopt.runtime.threads import use_threads
-    from tvmopt.variants import build_variant
+    from tvmopt.variants import build_by_options
 
     use_threads(machine.cores)
-    compiled = build_variant(
-        options.load(spec),
-        variant,
-        machine,
-        log_dir=options.log_dir,
-        strategies=options.strategies,
-        schedules_dir=options.schedules_dir,
-        dump_dir=options.dump_dir,
-    )
+    compiled = build_by_options(options.load(spec), variant, machine, options)
     compiled.export(path)
     return path.stat().st_size
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tvmopt.graph.kernels import Kernel
     from tvmopt.machine import Machine
     from tvmopt.model import Model
+    from tvmopt.options import BuildOptions
 
 VARIANTS = ("original", "manual", "auto")
 
@@ -146,3 +147,12 @@ def build_variant(
         "compile_s": time.perf_counter() - started,
     }
     return Compiled(executable, Signature.from_exported(lowered.program), meta)
+
+
+def build_by_options(model: Model, variant: str, machine: Machine, options: BuildOptions) -> Compiled:
+    """`build_variant` with what a command line or `tvmopt.compile` was told."""
+    return build_variant(
+        model, variant, machine,
+        log_dir=options.log_dir, strategies=options.strategies,
+        schedules_dir=options.schedules_dir, dump_dir=options.dump_dir,
+    )  # fmt: skip

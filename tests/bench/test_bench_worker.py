@@ -18,7 +18,7 @@ REQUEST = {"dataset": None, "default_dataset": True, "data_dir": None, "limit": 
 
 @pytest.fixture
 def builder(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `build_variant` was called with; `change` is done to the outputs."""
+    """What `build_by_options` was called with; `change` is done to the outputs."""
     seen: dict[str, Any] = {"change": lambda y: y}
 
     class Compiled:
@@ -36,12 +36,12 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         def size_bytes(self) -> int:
             return 1234
 
-    def build_variant(model: Any, variant: str, machine: Any, **settings: Any) -> Compiled:
-        seen.update(variant=variant, machine=machine, **settings)
+    def build_by_options(model: Any, variant: str, machine: Any, options: BuildOptions) -> Compiled:
+        seen.update(variant=variant, machine=machine, dump_dir=options.dump_dir)
         return Compiled(model.module)
 
     module = types.ModuleType("tvmopt.variants")
-    module.build_variant = build_variant  # type: ignore[attr-defined]
+    module.build_by_options = build_by_options  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tvmopt.variants", module)
     return seen
 

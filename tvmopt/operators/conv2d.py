@@ -151,3 +151,13 @@ def pad_input(data: te.Tensor, conv: Conv2d, out_width: int, *, plain_input: boo
         return te.if_then_else(te.all(*bounds), value, te.const(0, data.dtype)) if bounds else value
 
     return te.compute((conv.batch, in_blocks, height, width, in_block), element, name="pad")
+
+
+def image(pixels: te.Tensor, conv: Conv2d) -> te.Tensor:
+    """(N, blocks, pixels, block) -> (N, blocks, rows, columns, block); pixels too many are left out."""
+    height, width = conv.out_size
+    return te.compute(
+        (conv.batch, conv.out_blocks, height, width, conv.block),
+        lambda n, co, y, x, ci: pixels[n, co, y * width + x, ci],
+        name="image",
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from tvm import te
 
 from tvmopt.operators import FLOPS_ATTR
-from tvmopt.operators.conv2d import Conv2d, pad_input
+from tvmopt.operators.conv2d import Conv2d, image, pad_input
 from tvmopt.operators.extent import padded_extent
 
 
@@ -69,8 +69,4 @@ def _pointwise(data: te.Tensor, weight: te.Tensor, conv: Conv2d) -> te.Tensor:
         name="conv2d_pointwise",
         attrs={FLOPS_ATTR: conv.flops},
     )
-    return te.compute(
-        (conv.batch, conv.out_blocks, height, width, conv.block),
-        lambda n, co, y, x, ci: out[n, co, y * width + x, ci],
-        name="image",
-    )
+    return image(out, conv)

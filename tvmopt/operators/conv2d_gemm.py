@@ -10,7 +10,7 @@ import numpy as np
 from tvm import te
 
 from tvmopt.operators import FLOPS_ATTR
-from tvmopt.operators.conv2d import Conv2d
+from tvmopt.operators.conv2d import Conv2d, image
 from tvmopt.operators.extent import padded_extent
 
 
@@ -55,8 +55,4 @@ def conv2d_gemm(data: te.Tensor, weight: te.Tensor, conv: Conv2d, *, plain_input
         name="conv2d_gemm",
         attrs={FLOPS_ATTR: conv.flops},
     )
-    return te.compute(
-        (conv.batch, conv.out_blocks, height, width, conv.block),
-        lambda n, co, y, x, ci: out[n, co, y * width + x, ci],
-        name="image",
-    )
+    return image(out, conv)
