@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
             "torchvision:resnet18 --peers onnxruntime,openvino",
             "torchvision:resnet18 --variants manual --peers none --threads 1",
             "my_model.py:make --batch 8 --json out.json",
+            "torchvision:resnet18 --variants manual --peers none --profile",
             "--quick",
         ],
     )
@@ -58,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--time-limit", type=duration, default="5s",
                        help="how long a contender is timed at most; one not precise by then is marked")  # fmt: skip
     group.add_argument("--quick", action="store_true", help="a few samples, to see that all works; not saved")
+    group.add_argument("--profile", action="store_true",
+                       help="time every kernel of our variants alone, beside the machine's roof")  # fmt: skip
     group.add_argument("--dataset", metavar="D",
                        help="what accuracy is measured on: digits, mnist, fashionmnist, cifar10, cifar100, an image "
                        "folder, or none; built-in models have their own")  # fmt: skip
@@ -98,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     described["skipped_peers"] = skipped
     if (described["load_before"] or 0.0) > _BUSY:
         print(f"this machine is busy (load {described['load_before']}): times will be too long", file=sys.stderr)
-    rows = _measure_all(cases, settings, data)
+    rows = _measure_all(cases, settings, data, args.profile)
     described["load_after"] = environment.load()
     document = results.document(described, rows)
     _save(document, args)
@@ -106,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if any(row["error"] and not row["variant"].startswith("peer:") for row in rows) else 0
 
 
-def _measure_all(cases: dict[Any, Any], settings: Settings, data: Data) -> list[dict[str, Any]]:
+def _measure_all(cases: dict[Any, Any], settings: Settings, data: Data, profile: bool) -> list[dict[str, Any]]:
     """The rows of all models. A model that cannot be loaded ends the run only where it is the only one."""
     from .measure import failed_rows, measure
     from .process import WorkerError
@@ -117,7 +120,7 @@ def _measure_all(cases: dict[Any, Any], settings: Settings, data: Data) -> list[
         with Progress(str(spec), [case.name for case in model_cases], settings.samples) as progress:
             report: Report = progress.report
             try:
-                rows += measure(model_cases, settings, data, report)
+                rows += measure(model_cases, settings, data, report, profile=profile)
             except WorkerError as error:
                 if len(cases) == 1:
                     raise
@@ -137,19 +140,29 @@ def _save(document: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def _show(document: dict[str, Any], markdown: bool, table: Any) -> None:
-    groups = table.by_model(document["results"]).values()
-    if markdown:
-        for rows in groups:
-            print(table.markdown(rows))
-    else:
-        from rich.console import Console
+    from rich.console import Console
 
-        # A pipe has no width of its own, and a table wrapped at 80 columns cannot be read.
-        console = Console(emoji=False, width=None if sys.stdout.isatty() else 160)
-        for rows in groups:
+    from . import profile
+
+    groups = table.by_model(document["results"]).values()
+    # A pipe has no width of its own, and a table wrapped at 80 columns cannot be read.
+    console = Console(emoji=False, width=None if sys.stdout.isatty() else 160)
+    for rows in groups:
+        if markdown:
+            print(table.markdown(rows))
+        else:
             console.print(table.terminal(rows))
             for note in table.notes(rows):
                 console.print(note, markup=False, highlight=False, soft_wrap=True)
+    for row in document["results"]:
+        if "profile" in row:
+            heading = f"{row['model']}, {row['variant']}, kernel by kernel"
+            kernels = profile.cells(row["profile"])
+            if markdown:
+                print(table.markdown_grid(heading, profile.HEADER, kernels, left=2))
+            else:
+                console.print(table.grid(heading, profile.HEADER, kernels, left=2))
+            print(profile.conclusion(row))
     for rows in groups:
         print(table.conclusion(rows))
 

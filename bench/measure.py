@@ -33,7 +33,9 @@ class Data:
         }
 
 
-def measure(cases: Sequence[Case], settings: Settings, data: Data, report: Report) -> list[dict[str, Any]]:
+def measure(
+    cases: Sequence[Case], settings: Settings, data: Data, report: Report, *, profile: bool = False
+) -> list[dict[str, Any]]:
     """The result rows of one model's cases, in their order.
 
     Args:
@@ -41,6 +43,7 @@ def measure(cases: Sequence[Case], settings: Settings, data: Data, report: Repor
         settings: when enough has been measured.
         data: what accuracy is measured on.
         report: called with a contender's name and what it is at, never while one is being timed.
+        profile: whether the kernels of our variants are timed one by one, too.
 
     Raises:
         WorkerError: the model itself cannot be loaded or run in PyTorch. A contender that fails has its `error`
@@ -60,11 +63,15 @@ def measure(cases: Sequence[Case], settings: Settings, data: Data, report: Repor
                 contender.facts.update(answer or {})
                 report(case.name, contender.error or "ready")
             take_turns(contenders, settings, report)
-            for contender in contenders:
+            for case, contender in zip(cases, contenders, strict=True):
                 if contender.error is None:
                     report(contender.name, "checking")
                     answer = contender.ask({"do": "finish"}, PREPARE_TIMEOUT_S)
                     contender.facts.update(answer or {})
+                    if profile and case.peer is None and contender.error is None:
+                        report(contender.name, "profiling")
+                        answer = contender.ask({"do": "profile"}, PREPARE_TIMEOUT_S)
+                        contender.facts.update(answer or {})
                     contender.worker.stop()
                     report(contender.name, contender.error or "done")
         finally:
@@ -130,4 +137,5 @@ def _row(case: Case, contender: Contender, facts: dict[str, Any], settings: Sett
         "dataset": facts.get("dataset"),
         "weights": case.options.weights,
         "inputs": facts.get("inputs"),
+        **({"profile": known["profile"]} if "profile" in known else {}),
     }

@@ -86,25 +86,42 @@ def notes(rows: Sequence[Row]) -> list[str]:
     return said
 
 
-def terminal(rows: Sequence[Row]) -> Table:
-    """A rich table of rows that `by_model` put together."""
+def grid(
+    heading: str,
+    header: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    styles: Sequence[str] | None = None,
+    left: int = 1,
+) -> Table:
+    """A rich table; the first `left` columns are set left, the others right."""
     from rich.table import Table
 
-    table = Table(title=title(rows), title_justify="left", title_style="bold")
-    for index, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
-    best = min((row["latency_ms"]["median"] for row in rows if row["latency_ms"]), default=None)
-    for row, texts in zip(rows, cells(rows), strict=True):
-        fastest = row["latency_ms"] and row["latency_ms"]["median"] == best
-        table.add_row(*texts, style="red" if row["error"] else "bold green" if fastest else "")
+    table = Table(title=heading, title_justify="left", title_style="bold")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
+    for index, row in enumerate(texts):
+        table.add_row(*row, style=styles[index] if styles else "")
     return table
+
+
+def markdown_grid(heading: str, header: Sequence[str], texts: Sequence[Sequence[str]], left: int = 1) -> str:
+    """The same in Markdown."""
+    lines = [f"**{heading}**", "", "| " + " | ".join(header) + " |"]
+    lines.append("|" + "---|" * left + "---:|" * (len(header) - left))
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in texts)])
+
+
+def terminal(rows: Sequence[Row]) -> Table:
+    """A rich table of rows that `by_model` put together."""
+    best = min((row["latency_ms"]["median"] for row in rows if row["latency_ms"]), default=None)
+    fastest = [bool(row["latency_ms"]) and row["latency_ms"]["median"] == best for row in rows]
+    styles = ["red" if row["error"] else "bold green" if won else "" for row, won in zip(rows, fastest, strict=True)]
+    return grid(title(rows), HEADER, cells(rows), styles)
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The same table in Markdown."""
-    lines = [f"**{title(rows)}**", "", "| " + " | ".join(HEADER) + " |", "|---|" + "---:|" * (len(HEADER) - 1)]
-    lines += ["| " + " | ".join(texts) + " |" for texts in cells(rows)]
-    return "\n".join([*lines, "", *notes(rows)]).rstrip() + "\n"
+    return "\n".join([markdown_grid(title(rows), HEADER, cells(rows)), "", *notes(rows)]).rstrip() + "\n"
 
 
 def conclusion(rows: Sequence[Row]) -> str:

@@ -4,6 +4,7 @@
     {"do": "prepare", ...}     build, verify, warm up
     {"do": "round", ...}       time one turn
     {"do": "finish", ...}      verify again, accuracy, memory
+    {"do": "profile", ...}     time every kernel alone; variants of ours only
 
 Each is answered by one line: {"ok": true, ...} or {"error": "one line"}. Between them the process sleeps in a read:
 no thread of it may run while another contender is timed. The end of the input ends the process.
@@ -43,6 +44,7 @@ class Session:
             "prepare": self.prepare,
             "round": self.round,
             "finish": self.finish,
+            "profile": self.profile,
         }
         self._case: Case
         self._model: Model
@@ -123,6 +125,14 @@ class Session:
         self._verify("after timing")
         accuracy = self._accuracy() if self._reference.predictions is not None else None
         return {"max_abs_err": self._worst, "accuracy": accuracy, "peak_memory_bytes": _peak_memory()}
+
+    def profile(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Times the variant's kernels one by one."""
+        from .profile import profile
+
+        options = self._case.options
+        lines = profile(self._model, self._case.contender, options.machine(), options)
+        return {"profile": [line.to_json() for line in lines]}
 
     def _load(self, case: Case) -> Model:
         from tvmopt.machine import configure_threads

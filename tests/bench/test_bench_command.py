@@ -82,6 +82,21 @@ def test_peers_are_measured_verified_and_scored(model: str, tmp_path: Path) -> N
     assert "fastest peer" in done.stdout.splitlines()[-1]
 
 
+def test_a_profile_has_every_kernel_and_its_roof(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    done = bench("--variants", "original,manual", "--peers", "none", "--quick", "--dataset", "none", "--profile",
+                 "--json", str(out))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for row in json.loads(out.read_text())["results"]:
+        lines = row["profile"]
+        assert sum("conv2d" in line["op"] or "conv2d" in line["kernel"] for line in lines) >= 5
+        assert all(line["seconds"] > 0 and line["roof_s"] > 0 for line in lines)
+        total = sum(line["seconds"] * line["calls"] for line in lines) * 1e3
+        assert 0.3 < total / row["latency_ms"]["median"] < 1.5, row["variant"]
+    assert "most is to be won in" in done.stdout
+    assert "of the roof" in done.stdout
+
+
 def test_an_output_that_turns_wrong_is_an_error_and_no_time(model: str, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     done = bench(f"{model}:odd", "--variants", "none", "--peers", "torch", "--quick", "--json", str(out))
@@ -99,7 +114,6 @@ def test_an_output_that_turns_wrong_is_an_error_and_no_time(model: str, tmp_path
         (["--variants", "fast"], 2, "--variants fast: unknown"),
         (["--peers", "tensorrt"], 2, "--peers tensorrt: unknown"),
         (["--variants", "none", "--peers", "none"], 2, "nothing to measure"),
-        (["--profile"], 2, "unrecognized arguments: --profile"),
         (["--batch", "0"], 2, "0 is not at least 1"),
         (["--strategy", "conv2d=magic"], 2, "conv2d=direct"),
         (["--threads", "4096"], 2, "this process may use"),

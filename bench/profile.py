@@ -1,0 +1,141 @@
+"""Where a variant's time goes: every kernel alone, its share of the roof, and what fraction of the network it is.
+
+The roof is the machine's own, measured in the same process (tvmopt/runtime/peak.py): a kernel cannot be faster than
+its operations at the peak, nor than its bytes at the bandwidth of the cache, or memory, that holds as many. "Roofline:
+An Insightful Visual Performance Model" (Williams, Waterman and Patterson, 2009).
+
+The sum of the kernels is set beside the whole network's time. It leaves out what lies between kernels, and each kernel
+finds its data in the caches, where the network may have to fetch them: so it is a little less.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvmopt.graph.kernels import Kernel
+    from tvmopt.machine import Machine
+    from tvmopt.model import Model
+    from tvmopt.options import BuildOptions
+
+# A sample of a kernel, and how many.
+SAMPLE_S = 0.002
+SAMPLES = 15
+# A kernel slower than this is called three times, not more.
+_SLOW_S = 0.1
+
+
+@dataclass(frozen=True)
+class Line:
+    """One kernel: `seconds` a call (median), `calls` in a run of the network, `roof_s` the least it could take."""
+
+    kernel: str
+    op: str
+    shape: str
+    source: str
+    calls: int
+    seconds: float
+    flops: int
+    bytes: int
+    roof_s: float
+
+    @property
+    def total_s(self) -> float:
+        """Seconds in a run of the network."""
+        return self.seconds * self.calls
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict, rates included."""
+        return {
+            **asdict(self),
+            "gflops": self.flops / self.seconds * 1e-9,
+            "bytes_per_s": self.bytes / self.seconds,
+            "peak_fraction": self.roof_s / self.seconds,
+        }
+
+
+def profile(model: Model, variant: str, machine: Machine, options: BuildOptions) -> list[Line]:
+    """Times every kernel of a variant, slowest in the network first.
+
+    Raises:
+        TvmoptError: what building the variant raises.
+    """
+    from tvmopt.graph.pipeline import lower_model
+    from tvmopt.runtime.peak import Bandwidth, Peak
+    from tvmopt.runtime.threads import use_threads
+    from tvmopt.variants import log_path_of, schedule_kernels
+
+    use_threads(machine.cores)
+    strategies = dict(options.strategies)
+    lowered = lower_model(model, machine, strategies, variant=variant)
+    scheduling = schedule_kernels(
+        lowered, variant, machine, log_path=log_path_of(model, machine, options.log_dir, strategies),
+        schedules_dir=options.schedules_dir, model=model,
+    )  # fmt: skip
+    peak, bandwidth = Peak(machine).roof().gflops * 1e9, Bandwidth(machine)
+    lines = []
+    for kernel in lowered.kernels:
+        plan = scheduling.plan.get(kernel.key)
+        seconds = _time(kernel, scheduling.functions.get(kernel.name, kernel.func), machine)
+        roof = max(kernel.flops / peak, kernel.bytes / bandwidth(kernel.bytes))
+        source = plan.source if plan else "original"
+        lines.append(
+            Line(kernel.name, kernel.op, kernel.shape, source, kernel.calls, seconds, kernel.flops, kernel.bytes, roof)
+        )
+    return sorted(lines, key=lambda line: -line.total_s)
+
+
+def _time(kernel: Kernel, function: Any, machine: Machine) -> float:
+    """Median seconds of a call, timed in TVM's own loop."""
+    import numpy as np
+    import tvm
+
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    built = tvm.compile(module, target=machine.target()).jit()
+    generator = np.random.default_rng(0)
+    arguments = []
+    for parameter in kernel.func.params:
+        empty = tvm.runtime.empty([int(extent) for extent in parameter.shape], str(parameter.dtype), tvm.cpu())
+        values = generator.uniform(0.5, 1.5, empty.shape)
+        arguments.append(empty.copyfrom(values.astype(empty.numpy().dtype)))
+
+    def sample(calls: int) -> float:
+        return float(built.time_evaluator("main", tvm.cpu(), number=calls, repeat=1)(*arguments).mean)
+
+    once = sample(1)
+    if once > _SLOW_S:
+        return statistics.median([once, sample(1), sample(1)])
+    calls = max(1, round(SAMPLE_S / max(sample(3), 1e-8)))
+    return statistics.median(sample(calls) for _ in range(SAMPLES))
+
+
+HEADER = ("kernel", "op", "calls", "us a call", "of the sum", "GFLOP/s", "GB/s", "of the roof", "schedule")
+
+
+def cells(lines: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """One tuple of texts a kernel, under `HEADER`."""
+    total = sum(line["seconds"] * line["calls"] for line in lines) or 1.0
+    return [
+        (
+            line["kernel"], line["op"], str(line["calls"]), f"{line['seconds'] * 1e6:.1f}",
+            f"{line['seconds'] * line['calls'] / total:.1%}", f"{line['gflops']:.1f}",
+            f"{line['bytes_per_s'] * 1e-9:.1f}", f"{line['peak_fraction']:.0%}", line["source"],
+        )
+        for line in lines
+    ]  # fmt: skip
+
+
+def conclusion(row: dict[str, Any]) -> str:
+    """The sum beside the whole network's time, and where the next microsecond is."""
+    lines = row["profile"]
+    total = sum(line["seconds"] * line["calls"] for line in lines) * 1e3
+    whole = row["latency_ms"]["median"]
+    lost = max(lines, key=lambda line: (line["seconds"] - line["roof_s"]) * line["calls"])
+    gain = (lost["seconds"] - lost["roof_s"]) * lost["calls"] * 1e3
+    return (
+        f"{row['variant']}: kernels {total:.4g} ms in sum, the network {whole:.4g} ms; most is to be won in "
+        f"{lost['kernel']}: {gain:.3g} ms above its roof"
+    )
