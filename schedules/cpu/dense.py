@@ -6,9 +6,9 @@ the cores. With many samples it is the product of product.py; with many tiles of
 those of GotoBLAS, of which 1024 x 1024 x 1024 shows the steps (share of the peak):
 
     1. 75%   the product of product.py
-    2. 80%   a chunk of the depth of one group of panels stays in L1 for all tiles of a band; the sums go through a
-             buffer once a chunk
-    3. 82%   the rows of a band are copied to where a tile's lie side by side in L1, and not in one set of it
+    2. 82%   a chunk of the depth of one group of panels stays in L1 for all tiles of a band, the sums going through a
+             buffer once a chunk; and the rows of a band are copied to where a tile's lie side by side in L1, and not
+             in one set of it
 """
 
 from __future__ import annotations
@@ -71,10 +71,12 @@ def choose_chunk(tiling: Tiling, depth: int, lanes: int, machine: Machine, choos
 
     The weights of one group of panels are read again for every tile of rows of the band; half of L1 holds `fits` steps
     of them. It pays where they take too much of L2, or where a tile's rows, as they lie, all fall into one set of L1.
-    At 2048 x 256 x 256 it costs more (the packing) than it saves.
+    At 2048 x 256 x 256 it costs more (the copy) than it saves.
     """
-    fits = max(c for c in divisors(depth) if c == 1 or 4 * tiling.vectors * lanes * c <= machine.l1 / 2)
-    chunks = [c for c in divisors(depth) if 32 <= c <= 2 * fits]
+    # Whole turns of the innermost loop: else every step of it would be guarded.
+    whole = [c for c in divisors(depth) if c % tiling.unroll == 0]
+    fits = max(c for c in whole if c == whole[0] or 4 * tiling.vectors * lanes * c <= machine.l1 / 2)
+    chunks = [c for c in whole if 32 <= c <= 2 * fits]
     one_set = 4 * depth % (machine.l1 // L1_WAYS) == 0
     too_much = 4 * tiling.vectors * lanes * depth > machine.l2 / 4
     pays = tiling.band > 4 * tiling.rows and fits >= 32 and (one_set or too_much)

@@ -20,7 +20,7 @@ class Apply(nn.Module):
 
 
 def test_dense() -> None:
-    """Rows round the register tile, columns round the panel, depths of 1 and primes; the last two in chunks."""
+    """Rows round the register tile, columns round the panel, depths of 1 and primes; the last three in chunks."""
     sizes = [
         (1, 512, 1000),
         (1, 1, 1),
@@ -33,6 +33,7 @@ def test_dense() -> None:
         (197, 96, 48),
         (128, 1024, 32),
         (131, 1024, 33),
+        (128, 2500, 32),
     ]
     layers = [nn.Linear(k, n) for _, k, n in sizes] + [nn.Linear(24, 40, bias=False), nn.Linear(16, 16)]
     shapes = [(m, k) for m, k, _ in sizes] + [(2, 13, 24), (3, 16)]

@@ -30,6 +30,7 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Linear(33, 17), (57, 33)),
     (nn.Linear(1024, 32), (128, 1024)),
     (nn.Linear(1024, 33), (131, 1024)),
+    (nn.Linear(2500, 32), (128, 2500)),
     (Apply(lambda x: torch.matmul(x * 0.5, (x + 1.0).transpose(-1, -2))), (2, 3, 16, 31)),
     (nn.Sequential(nn.Conv2d(3, 16, 3), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)), (1, 3, 18, 18)),
     (nn.Softmax(-1), (65, 100)),
