@@ -1,262 +1,332 @@
-"""Single kernels against the machine's measured peak, as `python -m bench.kernels --op gemm --shape 512x512x512`.
+"""`python -m bench.kernels`: single kernels as original, manual, auto and through PyTorch, beside the machine's roof.
 
-The kernel and the peak are measured in turns in one process. A turn is quiet when both reference loops of
-tvmopt/runtime/peak.py, right before and right after the kernel, ran within 4% of the peak, and no process of this
-machine took a core from it meanwhile: then nobody else used the cores. The kernel's own time plays no part in that.
-The figure is the median over the quiet turns, with the median over all turns beside it; where too few turns were quiet
-it is that of all turns, and marked.
+The roof is what the machine reaches in the same run: its multiply-add peak where operations bind, the bandwidth of the
+cache or memory that holds the kernel's bytes where these do ("Roofline", Williams, Waterman and Patterson, 2009).
+
+Contenders take turns in random order. A turn is quiet when both reference loops of tvmopt/runtime/peak.py, right
+before and right after the kernel, ran within 4% of the peak, and no process of this machine took a core from it
+meanwhile: then nobody else used the cores. The kernel's own time plays no part in that. Figures are medians over the
+quiet turns, with all turns kept beside them; where too few were quiet they are those of all turns, and marked.
 Weights are packed ahead of time, as in a compiled network; everything else, padding and epilogue included, is timed.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+import random
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import UsageError, VerificationError
-from tvmopt.options import make_parser, positive_int, run
-
-from . import environment, results, statistics
+from tvmopt.options import make_parser, names, positive_int, run
 
 if TYPE_CHECKING:
+    import argparse
+
+    from rich.console import Console
+
     from tvmopt.machine import Machine
-    from tvmopt.model import Model
-    from tvmopt.runtime.peak import Peak
 
-_DEFAULTS = {"conv2d": "1x64x56x56,64,3,1,1", "gemm": "1024x1024x1024"}
-# More than the peak by this much is a measuring error, not a fast kernel.
-_MOST = 1.02
+    from .process import Worker
+
+# --help must not import what builds; a test compares it with kernel_cases.OPERATORS.
+OPS = ("conv2d", "gemm", "batch_matmul", "max_pool2d", "softmax")
+_OURS = ("original", "manual", "auto")
+_TORCH = "torch"
+_FORMS = ("tir", "llvm", "asm")
 # Fewer quiet turns than this say nothing.
-_FEWEST_QUIET = 5
+FEWEST_QUIET = 5
+_PREPARE_TIMEOUT_S = 900.0
+_TURN_TIMEOUT_S = 120.0
+# A contender this slow gets as few turns as there can be.
+_SLOW_S = 0.5
+_FEWEST_TURNS = 3
 
 
-def layer(op: str, shape: str) -> Model:
-    """The kernel as a model of one layer. conv2d: NxCxHxW,OUT,KERNEL[,STRIDE[,PADDING[,GROUPS]]]; gemm: MxKxN.
+@dataclasses.dataclass
+class Turns:
+    """What was measured of one contender, turn by turn.
 
-    Raises:
-        UsageError: a shape of another form.
+    Seconds a call; the two references before and after, in GFLOP/s; how often the system took a core from it.
     """
-    import torch
 
-    from tvmopt.model import from_module
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    before: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+    after: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+    interruptions: list[int] = dataclasses.field(default_factory=list)
+    rounds: list[int] = dataclasses.field(default_factory=list)
+    spent_s: float = 0.0
 
-    torch.manual_seed(0)
-    try:
-        if op == "conv2d":
-            image, *rest = shape.split(",")
-            n, c, h, w = (int(x) for x in image.split("x"))
-            if not 2 <= len(rest) <= 5:
-                raise ValueError(shape)
-            out, kernel, stride, padding, groups = [int(x) for x in rest] + [0, 0, 1, 0, 1][len(rest) :]
-            module: Any = torch.nn.Sequential(
-                torch.nn.Conv2d(c, out, kernel, stride, padding, groups=groups), torch.nn.ReLU()
-            )
-            example = torch.randn(n, c, h, w)
-        else:
-            rows, depth, columns = (int(x) for x in shape.split("x"))
-            module, example = torch.nn.Linear(depth, columns, bias=False), torch.randn(rows, depth)
-    except (ValueError, TypeError, RuntimeError):
-        forms = {"conv2d": "NxCxHxW,OUT,KERNEL,STRIDE,PADDING,GROUPS", "gemm": "MxKxN"}
-        raise UsageError(f"--shape {shape}: not of the form {forms[op]}, for instance {_DEFAULTS[op]}") from None
-    return from_module(module, example, name=f"{op}-{shape}")
+    def quiet(self, peak: float) -> list[bool]:
+        """Whether all four references reached `peak`, within 4%, and nothing took a core in between."""
+        from tvmopt.runtime.peak import QUIET
+
+        return [
+            interrupted == 0 and min(*before, *after) >= QUIET * peak
+            for before, after, interrupted in zip(self.before, self.after, self.interruptions, strict=True)
+        ]
+
+    def peaks(self) -> list[float]:
+        """GFLOP/s over registers, of each turn: the better of before and after."""
+        return [max(before[0], after[0]) for before, after in zip(self.before, self.after, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Turns:
-    """What was measured in each turn.
+class Settings:
+    """`quiet` turns of every contender, or `limit_s` seconds of its turns."""
 
-    Seconds a call, the two references before and after it, in GFLOP/s, and how often the system took a core from it.
-    """
-
-    seconds: list[float]
-    peaks: list[tuple[float, float]]
-    tiles: list[tuple[float, float]]
-    interruptions: list[int]
-
-    def quiet(self) -> list[bool]:
-        """Whether both references were near the peak, before and after, and nothing took a core in between."""
-        from tvmopt.runtime.peak import QUIET
-
-        peak = max(max(pair) for pair in self.peaks)
-        return [
-            interrupted == 0 and min(*peaks, *tiles) >= QUIET * peak
-            for peaks, tiles, interrupted in zip(self.peaks, self.tiles, self.interruptions, strict=True)
-        ]
+    variants: tuple[str, ...] = (*_OURS, _TORCH)
+    quiet: int = 20
+    limit_s: float = 20.0
+    log_dir: str = "tuning_logs"
+    schedules_dir: str | None = None
+    ladder: bool = False
+    show: str | None = None
 
 
-def _take_turns(kernel: Callable[[], object], peak: Peak, rounds: int, limit_s: float) -> _Turns:
-    """Turns of kernel and references, until `rounds` of them were quiet, or `limit_s` seconds have passed."""
-    import resource
-    import time
+def measure(op: str, shape: str, machine: Machine, settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
+    """Builds, verifies and times the contenders of one kernel.
 
-    from tvmopt.runtime.timer import calibrate, stopwatch, warm_up
-
-    watch = stopwatch(kernel)
-    calls = calibrate(watch, warm_up(watch, limit_s=1.0, sample_s=0.005), sample_s=0.005)
-    turns = _Turns([], [], [], [])
-    ends = time.monotonic() + limit_s
-    before = peak.gflops(), peak.tile_gflops()
-    while len(turns.seconds) < rounds or (sum(turns.quiet()) < rounds and time.monotonic() < ends):
-        watch(1)  # brings the kernel's data back into the caches, which the references have used
-        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-        took = watch(calls) / calls
-        turns.interruptions.append(resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches)
-        after = peak.gflops(), peak.tile_gflops()
-        turns.seconds.append(took)
-        turns.peaks.append((before[0], after[0]))
-        turns.tiles.append((before[1], after[1]))
-        before = after
-    return turns
-
-
-def measure(op: str, shape: str, machine: Machine, rounds: int = 20, limit_s: float = 60.0) -> dict[str, Any]:
-    """Build one kernel by hand-written schedule, compare it with PyTorch in float64, and time it against the peak.
-
-    Returns a result of the bench's schema. `samples_ms` are a turn each, `quiet` says which of them were, `shares` how
-    much of the peak around them they are; `latency_ms`, `gflops`, `bytes_per_s` and `peak_fraction` are of the quiet
-    turns, or of all where it is `unstable`.
+    Returns:
+        A result of the bench's schema for each, and what there is to say beside them. `samples_ms` has one time a
+        turn, `quiet` says which turns were, `shares` how much of the roof each reached; `latency_ms`, `gflops`,
+        `bytes_per_s` and `peak_fraction` are of the quiet turns, or of all where the result is `unstable`.
 
     Raises:
-        UsageError: a shape of another form. VerificationError: wrong results, or a time that cannot be.
+        UsageError: a shape of another form. WorkerError: a contender that cannot be built, or is wrong.
     """
+    from .process import Worker, worker_command
+
+    command = worker_command("kernel_worker")
+    request = {
+        "do": "prepare", "op": op, "shape": shape, "threads": machine.cores, "log_dir": settings.log_dir,
+        "schedules_dir": settings.schedules_dir, "ladder": settings.ladder,
+    }  # fmt: skip
+    ours = [name for name in settings.variants if name != _TORCH]
+    tvm = Worker(machine.cores, command)
+    peers = {}
+    try:
+        facts = tvm.ask({**request, "contenders": ours}, _PREPARE_TIMEOUT_S)
+        if _TORCH in settings.variants and not settings.ladder:
+            peers[_TORCH] = Worker(machine.cores, command)
+            torch_facts = peers[_TORCH].ask({**request, "contenders": [_TORCH]}, _PREPARE_TIMEOUT_S)
+            facts["errors"].update(torch_facts["errors"])
+        turns = {name: Turns() for name in (*facts["contenders"], *peers)}
+        _take_turns(tvm, peers, turns, settings)
+        for worker in (tvm, *peers.values()):
+            for name, error in worker.ask({"do": "finish"}, _PREPARE_TIMEOUT_S)["errors"].items():
+                facts["errors"][name] = max(facts["errors"][name], error)
+        notes = [f"{name}: {why}" for name, why in facts["missing"].items()]
+        if settings.show:
+            shown = list(facts["contenders"]) if settings.ladder else [name for name in turns if name not in peers][-1:]
+            for name in shown:
+                text = tvm.ask({"do": "show", "name": name, "form": settings.show}, _PREPARE_TIMEOUT_S)["text"]
+                notes.append(f"--- {op} {shape}, {name}, {settings.show}\n{text}")
+    finally:
+        for worker in (tvm, *peers.values()):
+            worker.stop()
+    peak = max(max(*pair) for one in turns.values() for pair in (*one.before, *one.after))
+    return [_row(op, shape, name, one, facts, peak, machine, settings) for name, one in turns.items()], notes
+
+
+def _take_turns(tvm: Worker, peers: dict[str, Worker], turns: dict[str, Turns], settings: Settings) -> None:
+    shuffle = random.Random(0).shuffle
+    waiting, number = list(turns), 0
+    while waiting:
+        order = list(waiting)
+        shuffle(order)
+        for name in order:
+            began = time.monotonic()
+            if name in peers:
+                before = tvm.ask({"do": "references"}, _TURN_TIMEOUT_S)["references"]
+                tvm.settle()
+                answer = peers[name].ask({"do": "turn", "name": name}, _TURN_TIMEOUT_S)
+                peers[name].settle()
+                answer["before"] = before
+                answer["after"] = tvm.ask({"do": "references"}, _TURN_TIMEOUT_S)["references"]
+            else:
+                answer = tvm.ask({"do": "turn", "name": name}, _TURN_TIMEOUT_S)
+            one = turns[name]
+            one.seconds.append(answer["seconds"])
+            one.before.append(tuple(answer["before"]))
+            one.after.append(tuple(answer["after"]))
+            one.interruptions.append(answer["interruptions"])
+            one.rounds.append(number)
+            one.spent_s += time.monotonic() - began
+        peak = max(max(*pair) for one in turns.values() for pair in (*one.before, *one.after))
+        waiting = [name for name in waiting if not _enough(turns[name], peak, settings)]
+        number += 1
+
+
+def _enough(turns: Turns, peak: float, settings: Settings) -> bool:
+    if len(turns.seconds) < _FEWEST_TURNS:
+        return False
+    slow = min(turns.seconds) > _SLOW_S
+    return slow or sum(turns.quiet(peak)) >= settings.quiet or turns.spent_s >= settings.limit_s
+
+
+def _row(
+    op: str, shape: str, name: str, turns: Turns, facts: dict[str, Any], peak: float, machine: Machine,
+    settings: Settings,
+) -> dict[str, Any]:  # fmt: skip
+    """The result of one contender; raises VerificationError for a time that cannot be."""
     import numpy as np
-    import torch
-    import tvm
 
-    from tvmopt.graph.pipeline import lower_model
-    from tvmopt.runtime.peak import Peak
-    from tvmopt.runtime.threads import use_threads
-    from tvmopt.runtime.verify import check
-    from tvmopt.variants import build_variant, schedule_kernels
+    from . import statistics
+    from .results import empty_row
 
-    use_threads(machine.cores)
-    model = layer(op, shape)
-    lowered = lower_model(model, machine)
-    scheduling = schedule_kernels(lowered, "manual", machine)
-    kernel = max(lowered.kernels, key=lambda k: k.flops)
-    compiled = build_variant(model, "manual", machine)
-    with torch.no_grad():
-        wanted = model.module.double()(model.example_inputs[0].double())
-    model.module.float()
-
-    def verify() -> float:
-        verdict = check(compiled(*model.example_inputs), wanted, "float32", None, top1=False)
-        verdict.require(f"{op} {shape}")
-        return verdict.max_abs_err
-
-    verify()
-    built = tvm.compile(tvm.IRModule({"main": scheduling.functions[kernel.name]}), target=machine.target())["main"]
-    generator = np.random.default_rng(0)
-    arguments = [
-        tvm.runtime.tensor(generator.standard_normal([int(d) for d in p.shape]).astype(str(p.dtype)))
-        for p in kernel.func.params
-    ]
-    peak = Peak(machine)
-    clock = peak.clock_ghz()
-    turns = _take_turns(lambda: built(*arguments), peak, rounds, limit_s)
-    error = verify()
-    top = max(max(pair) for pair in turns.peaks)
-    units = top / (clock * 2 * machine.lanes * machine.cores)
-    shares = [kernel.flops / took * 1e-9 / max(pair) for took, pair in zip(turns.seconds, turns.peaks, strict=True)]
-    quiet = turns.quiet()
-    unstable = sum(quiet) < min(_FEWEST_QUIET, rounds)
+    flops, size, bandwidth = facts["kernel"]["flops"], facts["kernel"]["bytes"], facts["bandwidth"]
+    quiet = turns.quiet(peak)
+    unstable = sum(quiet) < min(FEWEST_QUIET, settings.quiet)
     counted = [i for i, is_quiet in enumerate(quiet) if is_quiet or unstable]
-    share = float(np.median([shares[i] for i in counted]))
-    gflops = kernel.flops / float(np.median([turns.seconds[i] for i in counted])) * 1e-9
-    if share > _MOST:
-        raise VerificationError(f"{op} {shape}: {share:.0%} of the peak cannot be: the measurement failed, repeat it")
-    plan = scheduling.plan.get(kernel.key)
-    found = "UNSTABLE: too few quiet turns, so all" if unstable else f"{sum(quiet)} quiet turns"
-    print(
-        f"{op} {shape}: {gflops:.0f} GFLOP/s, {share:.0%} of the peak in the same turn ({found} of {len(shares)}; over "
-        f"all {np.median(shares):.0%}; peak {top:.0f} GFLOP/s = {machine.cores} x {clock:.2f} GHz x "
-        f"{machine.lanes} lanes x 2 x {units:.2f} units), error {error:.1e}; weights packed ahead of time, "
-        "padding and epilogue included"
-    )
-    samples = [took * 1e3 for took in turns.seconds]
+    roofs = [max(flops / (p * 1e9), size / bandwidth) for p in turns.peaks()]
+    shares = [roof / seconds for roof, seconds in zip(roofs, turns.seconds, strict=True)]
+    samples = [seconds * 1e3 for seconds in turns.seconds]
     used = [samples[i] for i in counted]
+    median_s = float(np.median(used)) * 1e-3
+    share = float(np.median([shares[i] for i in counted]))
+    bound = "arithmetic" if flops / (peak * 1e9) >= size / bandwidth else "memory"
+    # The bandwidth is measured for a power of two: bytes that lie better in a cache may pass it by a little.
+    if share > (1.02 if bound == "arithmetic" else 1.5):
+        raise VerificationError(f"{op} {shape}, {name}: {share:.0%} of the roof cannot be: measured wrongly, repeat it")
+    contender = facts["contenders"].get(name, {})
     return {
+        **empty_row(),
         "model": f"{op}:{shape}",
-        "variant": "manual",
+        "variant": f"peer:{name}" if name == _TORCH else f"rung:{name}" if settings.ladder else name,
         "target": "llvm",
         "dtype": "float32",
-        "batch": model.batch,
-        "sparsity": 0.0,
-        "method": None,
+        "batch": 1,
         "latency_ms": statistics.summary(used),
         "samples_ms": samples,
-        "compile_s": compiled.compile_s,
-        "max_abs_err": error,
-        "accuracy": None,
-        "params": None,
-        "nonzero_params": None,
-        "size_bytes": None,
-        "size_compressed_bytes": None,
-        "flops": kernel.flops,
+        "compile_s": contender.get("compile_s"),
+        "max_abs_err": facts["errors"][name],
+        "flops": flops,
         "threads": machine.cores,
         "strategy": "default",
         "ci95": list(statistics.median_ci95(used, range(len(used)))),
         "unstable": unstable,
-        "cold": False,
-        "rounds": list(range(len(samples))),
-        "peak_memory_bytes": None,
-        "tuning_s": None,
-        "error": None,
+        "rounds": turns.rounds,
         "op": op,
         "shape": shape,
-        "gflops": gflops,
-        "bytes_per_s": kernel.bytes / (statistics.summary(used)["median"] * 1e-3),
+        "gflops": flops / median_s * 1e-9,
+        "bytes_per_s": size / median_s,
         "peak_fraction": share,
+        "bound": bound,
         "peak_fraction_all_turns": float(np.median(shares)),
-        "peak_gflops": top,
-        "clock_ghz": clock,
+        "peak_gflops": peak,
+        "bandwidth_bytes_per_s": bandwidth,
+        "clock_ghz": facts["clock_ghz"],
+        "lanes": facts["lanes"],
         "shares": shares,
         "quiet": quiet,
-        "choices": plan.choices if plan is not None else {},
+        "choices": contender.get("choices", {}),
+        "text": contender.get("text", ""),
     }
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = make_parser(
-        "bench.kernels", "bench.kernels", "Times single kernels by hand-written schedule against the measured peak.",
-        ["", "--op conv2d --shape 1x256x14x14,256,3,1,1", "--op gemm --shape 512x512x512 --json gemm.json"],
+        "kernels", "bench.kernels",
+        "Times single kernels as original, manual, auto and through PyTorch, beside the machine's roof.",
+        ["", "--op conv2d --shape 1x256x14x14,256,3,1,1", "--op gemm --shape 512x512x512 --json gemm.json",
+         "--op conv2d --ladder", "--op conv2d --shape 1x64x56x56,64,3,1,1 --variants manual --show asm",
+         "--op gemm --shape 512x512x512 --tune 60"],
     )  # fmt: skip
-    made.add_argument("--op", choices=sorted(_DEFAULTS), help="the operator; without it, each with its default shape")
+    made.add_argument("--op", type=names, metavar="OP,...", help=f"of {', '.join(OPS)}; without it, all of them")
     made.add_argument("--shape", action="append", metavar="S",
-                      help="conv2d: NxCxHxW,OUT,KERNEL,STRIDE,PADDING,GROUPS; gemm: MxKxN; repeatable")  # fmt: skip
+                      help="conv2d: NxCxHxW,OUT,KERNEL,STRIDE,PADDING,GROUPS; gemm: MxKxN; batch_matmul: BxMxKxN; "
+                      "max_pool2d: NxCxHxW,KERNEL,STRIDE,PADDING; softmax: MxN; repeatable")  # fmt: skip
+    made.add_argument("--variants", type=names, default=",".join((*_OURS, _TORCH)), metavar="V,...",
+                      help="which are timed; auto needs a tuning log with the kernel in it")  # fmt: skip
+    made.add_argument("--ladder", action="store_true", help="every rung of the schedule's ladder instead")
+    made.add_argument("--show", choices=_FORMS,
+                      help="print the TensorIR, LLVM IR or assembly of the last variant, or of every rung")  # fmt: skip
+    made.add_argument("--tune", type=positive_int, metavar="N", help="first search a schedule for auto, N candidates")
     made.add_argument("--threads", type=positive_int, metavar="N", help="as many as this process has CPUs")
-    made.add_argument("--rounds", type=positive_int, default=20, metavar="N", help="quiet turns of kernel and peak")
-    made.add_argument("--limit", type=positive_int, default=60, metavar="S", help="seconds a kernel to wait for them")
+    made.add_argument("--rounds", type=positive_int, default=20, metavar="N", help="quiet turns of each")
+    made.add_argument("--limit", type=positive_int, default=20, metavar="S", help="seconds of turns of each at most")
+    made.add_argument("--log-dir", type=Path, default=Path("tuning_logs"), metavar="DIR", help="where tuning logs are")
+    made.add_argument("--schedules", metavar="DIR", help="schedule rules of your own")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     return made
 
 
-def _main(argv: Sequence[str] | None) -> int:
-    args = parser().parse_args(argv)
-    if args.shape and not args.op:
-        raise UsageError("--shape needs --op")
-    defaults = [(op, shape) for op, shape in _DEFAULTS.items() if args.op in (None, op)]
-    wanted = [(args.op, shape) for shape in args.shape] if args.shape else defaults
-    from tvmopt.machine import configure_threads, detect
+def wanted_kernels(ops: Sequence[str] | None, shapes: Sequence[str] | None) -> list[tuple[str, str]]:
+    """(operator, shape) of what was asked for; raises UsageError where that names nothing."""
+    from .kernel_cases import OPERATORS, layer
 
-    machine = detect(args.threads)
-    configure_threads(machine.cores)
-    described = environment.describe(machine, machine.cores)
-    rows = [measure(op, shape, machine, args.rounds, args.limit) for op, shape in wanted]
-    described["load_after"] = environment.load()
-    if args.json:
-        results.write(results.document(described, rows), args.json)
-    return 0
+    for op in ops or ():
+        if op not in OPERATORS:
+            raise UsageError(f"--op {op}: unknown; choose from {', '.join(OPERATORS)}")
+    if not shapes:
+        return [(op, shape) for op in ops or OPERATORS for shape in OPERATORS[op].defaults]
+    if not ops or len(ops) > 1:
+        raise UsageError("--shape needs --op with one operator, whose shape it is")
+    for shape in shapes:
+        layer(ops[0], shape)
+    return [(ops[0], shape) for shape in shapes]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m bench.kernels`."""
-    return run(_main, argv)
+    """Measures, prints and writes."""
+    args = parser().parse_args(argv)
+    unknown = [name for name in args.variants if name not in (*_OURS, _TORCH)]
+    if unknown or not args.variants:
+        raise UsageError(f"--variants {','.join(unknown) or 'none'}: choose from {', '.join((*_OURS, _TORCH))}")
+    if args.ladder and not args.op:
+        args.op = ("conv2d", "gemm", "batch_matmul")
+    wanted = wanted_kernels(args.op, args.shape)
+    from rich.console import Console
+
+    from tvmopt.machine import configure_threads, detect
+
+    from . import environment, kernel_table, results
+
+    if args.json is not None:
+        results.writable(args.json)
+    machine = detect(args.threads)
+    configure_threads(machine.cores)
+    settings = Settings(
+        args.variants, args.rounds, args.limit, str(args.log_dir), args.schedules, args.ladder, args.show
+    )
+    described = environment.describe(machine, machine.cores)
+    console = Console(emoji=False, width=None if sys.stdout.isatty() else 160)
+    print(machine.describe(), file=sys.stderr)
+    rows: list[dict[str, Any]] = []
+    for op, shape in wanted:
+        if args.tune:
+            _tune(op, shape, args, machine)
+        measured, notes = measure(op, shape, machine, settings)
+        rows += measured
+        _print(console, kernel_table.terminal(measured), kernel_table.notes(measured) + notes)
+        if args.json is not None:
+            # After each: a long list that is interrupted keeps what it has.
+            described["load_after"] = environment.load()
+            results.write(results.document(described, rows), args.json)
+    return 0
+
+
+def _tune(op: str, shape: str, args: argparse.Namespace, machine: Machine) -> None:
+    from tvmopt.options import BuildOptions
+    from tvmopt.tune import tune
+
+    from .kernel_cases import layer
+
+    schedules = Path(args.schedules) if args.schedules else None
+    options = BuildOptions(threads=machine.cores, log_dir=args.log_dir, schedules_dir=schedules)
+    tune(layer(op, shape), trials=args.tune, options=options)
+
+
+def _print(console: Console, table: Any, notes: Sequence[str]) -> None:
+    console.print(table)
+    for note in notes:
+        print(note)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

@@ -32,9 +32,9 @@ class WorkerError(TvmoptError):
         self.exit_code = status
 
 
-def worker_command() -> list[str]:
+def worker_command(module: str = "worker") -> list[str]:
     """How a worker is started, from a checkout (`bench`) and from a wheel (`tvmopt.bench`) alike."""
-    return [sys.executable, "-m", f"{__package__}.worker"]
+    return [sys.executable, "-m", f"{__package__}.{module}"]
 
 
 class Worker:

@@ -90,6 +90,21 @@ def document(environment: Mapping[str, Any], results: list[dict[str, Any]]) -> d
     return dict(clean)
 
 
+def empty_row() -> dict[str, Any]:
+    """A result of which nothing is known yet: every field there, at what says "not measured" or "no"."""
+    none = dict.fromkeys(FIELDS)
+    return {**none, "sparsity": 0.0, "unstable": False, "cold": False, "samples_ms": [], "rounds": []}
+
+
+def writable(path: Path) -> None:
+    """Raises OutputError where `path` could not be written: to be asked before a long measurement, not after it."""
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise OutputError(f"cannot write {path}")
+
+
 def write(document: Mapping[str, Any], path: Path) -> Path:
     """Writes a document, whole or not at all; raises OutputError where that cannot be done."""
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"

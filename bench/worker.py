@@ -214,7 +214,7 @@ def _peak_memory() -> int:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def _take_over_stdout() -> TextIO:
+def take_over_stdout() -> TextIO:
     """The answers' stream: libraries that print get standard error instead, whatever language they print from."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -223,7 +223,7 @@ def _take_over_stdout() -> TextIO:
 
 def main() -> None:
     """Answers requests until there are no more."""
-    answers = _take_over_stdout()
+    answers = take_over_stdout()
     session = Session()
     for line in sys.stdin:
         answers.write(json.dumps(session.handle(json.loads(line))) + "\n")

@@ -1,6 +1,6 @@
 """Rules for CPUs, from the most special to the most general: the first that does not decline schedules a kernel."""
 
-from . import batch_matmul, conv2d_depthwise, conv2d_direct, conv2d_gemm, dense, fallback, pointwise
+from . import batch_matmul, conv2d_depthwise, conv2d_direct, conv2d_gemm, dense, fallback, pointwise, product
 
 RULES = [
     ("conv2d_direct", 4, conv2d_direct.rule),
@@ -11,3 +11,13 @@ RULES = [
     ("batch_matmul", 3, batch_matmul.rule),
     ("fallback", 1, fallback.rule),
 ]
+
+# What each rule's steps buy, one after the other (python -m bench.kernels --ladder).
+LADDERS = {
+    "conv2d_direct": conv2d_direct.LADDER,
+    "conv2d_pointwise": product.LADDER,
+    "conv2d_gemm": product.LADDER,
+    "conv2d_depthwise": conv2d_depthwise.LADDER,
+    "dense": dense.LADDER,
+    "batch_matmul": batch_matmul.LADDER,
+}

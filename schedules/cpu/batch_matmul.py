@@ -12,7 +12,15 @@ from tvm.s_tir import Schedule
 
 from tvmopt.machine import Machine
 
-from .common import divisors, find_block, fuse_epilogue, parallelize
+from .common import FIRST, LAST, Rung, divisors, find_block, fuse_epilogue, parallelize
+
+LADDER = [
+    Rung("scalar", "one sum at a time", {}),
+    Rung("lanes", "columns of the right matrix in the lanes of a few registers", {"width": FIRST}),
+    Rung("tile", "a tile of rows, for which a row of the right matrix is loaded once", {"rows": FIRST}),
+    Rung("unroll", "several steps of the depth a turn of the innermost loop", {"unroll": FIRST}),
+    Rung("parallel", "matrices and bands of rows on all cores", {"parallel": "no", "band": LAST}),
+]
 
 
 def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule | None:

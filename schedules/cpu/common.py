@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from tvm.s_tir import Schedule
@@ -24,6 +25,27 @@ LONGEST_VECTOR = 64
 # many multiplications and additions (100 GFLOP/s), or moves about this many bytes (15 GB/s).
 PARALLEL_FLOPS = 400_000
 PARALLEL_BYTES = 60_000
+
+# What a choice is before its rung of the ladder: one candidate by place, or a value.
+FIRST, LAST = "first", "last"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step of a rule's ladder: from here on the choices in `frees` have the rule's own values.
+
+    `before` says what each of them is on the rungs below: FIRST or LAST of the candidates, or a value, which need not
+    be a candidate (a step that search never takes back).
+    """
+
+    name: str
+    text: str
+    before: dict[str, Any]
+
+    @property
+    def frees(self) -> tuple[str, ...]:
+        """The choices this step makes."""
+        return tuple(self.before)
 
 
 def divisors(number: int) -> list[int]:
@@ -160,10 +182,20 @@ def pays_in_parallel(kernel: Any) -> bool:
     return kernel.flops >= PARALLEL_FLOPS or kernel.bytes >= PARALLEL_BYTES
 
 
-def parallelize(sch: Schedule, task: Any, kernel: Any, choose: Any) -> None:
-    """Run the loop over tasks on all cores, where that pays; in tuning, both ways are tried."""
-    if choose("parallel", ["yes", "no"], "yes" if pays_in_parallel(kernel) else "no") == "yes":
+def parallelize(sch: Schedule, task: Any, kernel: Any, choose: Any) -> bool:
+    """Run the loop over tasks on all cores, where that pays (and say so); in tuning, both ways are tried."""
+    parallel = bool(choose("parallel", ["yes", "no"], "yes" if pays_in_parallel(kernel) else "no") == "yes")
+    if parallel:
         sch.parallel(task)
+    return parallel
+
+
+def stage(sch: Schedule, block: Any, parallel: bool) -> None:
+    """A pass of its own over a block without reduction, its innermost loop in SIMD registers."""
+    if parallel:
+        elementwise(sch, block)
+    else:
+        vectorize_fill(sch, block)
 
 
 def balanced(tasks: int, cores: int) -> float:

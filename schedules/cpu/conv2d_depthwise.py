@@ -13,7 +13,24 @@ from tvm.s_tir import Schedule
 
 from tvmopt.machine import Machine
 
-from .common import divisors, find_block, fuse_epilogue, parallelize, task_split, vectorize_fill, vectorize_unroll
+from .common import (
+    FIRST,
+    LAST,
+    Rung,
+    divisors,
+    find_block,
+    fuse_epilogue,
+    parallelize,
+    task_split,
+    vectorize_fill,
+    vectorize_unroll,
+)
+
+LADDER = [
+    Rung("lanes", "one pixel at a time, a block of channels in the lanes of a register", {}),
+    Rung("tile", "a tile of pixels in registers: the filter's taps are loaded once a tile", {"columns": FIRST}),
+    Rung("parallel", "bands of rows of one block of channels on all cores", {"parallel": "no", "band": LAST}),
+]
 
 
 def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule | None:

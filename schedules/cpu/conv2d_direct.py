@@ -35,16 +35,32 @@ from tvm.sym import detect_linear_equation
 from tvmopt.machine import Machine
 
 from .common import (
+    FIRST,
+    LAST,
+    Rung,
     accumulator_tile,
     divisors,
     find_block,
     fuse_epilogue,
     parallelize,
+    stage,
     task_split,
     unroll_depth,
     vectorize_fill,
     vectorize_unroll,
 )
+
+LADDER = [
+    Rung("lanes", "one pixel at a time, a block of output channels in the lanes of a register", {}),
+    Rung("tile", "a tile of pixels and vectors summed in registers",
+         {"columns": FIRST, "vectors": FIRST, "rows": FIRST}),
+    Rung("order", "pixels outside, vectors inside: no broadcast stays alive", {"order": "vectors"}),
+    Rung("unroll", "several input channels a turn of the innermost loop", {"unroll": FIRST}),
+    Rung("parallel", "bands of rows and shares of the channels on all cores",
+         {"parallel": "no", "band": LAST, "share": FIRST}),
+    Rung("pad", "the border made per task, in the core's own cache", {"pad": "stage"}),
+    Rung("weights", "where many channels meet few pixels, weights stay in L1", {"stationary": "sums"}),
+]  # fmt: skip
 
 
 def column_stride(sch: Schedule, anchor: Any) -> int:
@@ -116,16 +132,20 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     x_tiles, x_tile = sch.split(lx, [None, columns])
     sch.reorder(ln, co_share, y_band, co_group, y_rows, x_tiles, y_tile, x_tile, co_vector, lci)
     task = sch.fuse(ln, co_share, y_band)
-    parallelize(sch, task, kernel, choose)
+    parallel = parallelize(sch, task, kernel, choose)
     if weights_stay:
         # The sums of a whole band go through a buffer in L1 or L2, once a block of input channels.
         sch.set_scope(anchor, 0, "global")
         sch.compute_at(anchor, co_group, preserve_unit_loops=True)
     else:
         sch.compute_at(anchor, x_tiles, preserve_unit_loops=True)
-    if pad is not None:
+    # Not a choice of search, but of the ladder, as is the order below.
+    if pad is not None and choose("pad", ["task"], "task") == "task":
         sch.compute_at(pad, task, preserve_unit_loops=True)
         vectorize_fill(sch, pad)
+    elif pad is not None:
+        stage(sch, pad, parallel)
+    order = choose("order", ["pixels"], "pixels")
     tn, tco, ty, tx, tci, ico, rkh, rkw, ici = sch.get_loops(anchor)[-9:]
     ici_outer, ici_inner = sch.split(ici, [None, unroll])
     if weights_stay:
@@ -133,7 +153,8 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
         tx_tiles, tx = sch.split(tx, [None, columns])
         sch.reorder(ico, tn, ty_rows, tx_tiles, rkh, rkw, ici_outer, ici_inner, ty, tx, tco, tci)
     else:
-        sch.reorder(ico, rkh, rkw, ici_outer, ici_inner, tn, ty, tx, tco, tci)
+        tile = [tn, ty, tx, tco] if order == "pixels" else [tn, tco, ty, tx]
+        sch.reorder(ico, rkh, rkw, ici_outer, ici_inner, *tile, tci)
     sch.unroll(ici_inner)
     vectorize_unroll(sch, anchor, 3)
     vectorize_unroll(sch, output, 3)

@@ -20,11 +20,27 @@ from tvm.tirx import IndexMap
 
 from tvmopt.machine import Machine
 
-from .common import divisors, extent, find_block, fuse_epilogue, parallelize, vectorize_fill, vectorize_unroll
+from .common import (
+    LAST,
+    Rung,
+    divisors,
+    extent,
+    find_block,
+    fuse_epilogue,
+    parallelize,
+    vectorize_fill,
+    vectorize_unroll,
+)
+from .product import LADDER as PRODUCT_LADDER
 from .product import Tiling, choose_tiling, finish, split_output
 
 # Ways of L1: a step of l1 / 8 bytes comes back to the same set, on every x86 core since 2008 (12 ways since Ice Lake).
 L1_WAYS = 8
+
+LADDER = [
+    *PRODUCT_LADDER,
+    Rung("chunk", "a chunk of the depth stays in L1 for a band of rows, which are copied apart", {"chunk": LAST}),
+]
 
 
 def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule | None:

@@ -25,7 +25,15 @@ from tvm.tirx import IndexMap
 
 from tvmopt.machine import Machine
 
-from .common import accumulator_tile, divisors, task_split, unroll_depth
+from .common import FIRST, LAST, Rung, accumulator_tile, divisors, task_split, unroll_depth
+
+LADDER = [
+    Rung("lanes", "one row at a time, a panel of columns in the lanes of a register", {}),
+    Rung("tile", "a tile of rows and panels summed in registers", {"vectors": FIRST, "rows": FIRST}),
+    Rung("unroll", "several steps of the depth a turn of the innermost loop", {"unroll": FIRST}),
+    Rung("parallel", "bands of rows and shares of the columns on all cores",
+         {"parallel": "no", "band": LAST, "share": FIRST}),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,21 @@
-"""`python -m bench.kernels` and the measured peak."""
+"""`python -m bench.kernels`, its ladder, and the measured peak."""
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
 
-from bench import results
+import pytest
+from tvm_ffi import structural_equal
+
+from bench import kernels, ladder, results
+from bench.kernel_cases import OPERATORS, layer
+from tvmopt.errors import TvmoptError
+from tvmopt.graph.pipeline import lower_model
 from tvmopt.machine import configure_threads, detect
+from tvmopt.registry import apply_rule, rules
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -16,23 +24,87 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_kernel_is_verified_and_set_beside_the_peak(tmp_path: Path) -> None:
+def test_variants_and_torch_are_verified_and_set_beside_the_roof(tmp_path: Path) -> None:
     file = tmp_path / "k.json"
     done = _run(
-        "--op", "conv2d", "--shape", "1x17x13x13,33,3,2,1", "--rounds", "5", "--limit", "1", "--json", str(file)
+        "--op", "conv2d", "--shape", "1x17x13x13,33,3,2,1", "--rounds", "5", "--limit", "1", "--json", str(file),
+        "--log-dir", str(tmp_path), "--show", "tir",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = {row["variant"]: row for row in results.read(file)["results"]}
+    assert list(found) == ["original", "manual", "peer:torch"]
+    for row in found.values():
+        assert len(row["samples_ms"]) == len(row["shares"]) == len(row["quiet"]) >= 3
+        assert 0 < row["peak_fraction"] < 1
+        assert 0 < row["max_abs_err"] < 1e-4
+        assert row["gflops"] == pytest.approx(row["flops"] / row["latency_ms"]["median"] * 1e-6)
+    assert found["manual"]["latency_ms"]["median"] < found["original"]["latency_ms"]["median"]
+    assert "auto: no log under" in done.stdout
+    assert "T.vectorized" in done.stdout  # --show tir: the last variant of ours, scheduled
+
+
+def test_every_rung_is_timed(tmp_path: Path) -> None:
+    file = tmp_path / "k.json"
+    done = _run(
+        "--op", "gemm", "--shape", "64x96x80", "--ladder", "--rounds", "3", "--limit", "1", "--json", str(file)
     )
     assert done.returncode == 0, done.stderr
-    (result,) = results.read(file)["results"]
-    assert len(result["samples_ms"]) == len(result["shares"]) == len(result["quiet"]) >= 5
-    assert 0 < result["peak_fraction"] < 1
-    assert result["max_abs_err"] < 1e-4
+    rows = results.read(file)["results"]
+    assert [row["variant"] for row in rows] == [
+        f"rung:{name}" for name in ("unscheduled", "lanes", "tile", "unroll", "parallel", "chunk")
+    ]
+    assert rows[0]["latency_ms"]["median"] > 3 * rows[-1]["latency_ms"]["median"]
+    assert rows[1]["choices"]["rows"] == rows[1]["choices"]["vectors"] == 1
 
 
-def test_bad_shapes_are_one_line() -> None:
-    for arguments in (("--op", "conv2d", "--shape", "64"), ("--op", "gemm", "--shape", "3x"), ("--shape", "1x1x1")):
-        done = _run(*arguments)
-        assert done.returncode == 2
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [("conv2d", "1x17x9x14,33,3,2,1"), ("conv2d", "1x32x14x14,48,1"), ("conv2d", "1x32x14x14,32,3,1,1,32"),
+     ("gemm", "13x96x80"), ("batch_matmul", "2x9x31x48")],
+)  # fmt: skip
+def test_the_ladder_ends_at_manual_and_its_steps_differ(op: str, shape: str) -> None:
+    machine = detect()
+    kernel = max(lower_model(layer(op, shape), machine).kernels, key=lambda k: k.flops)
+    candidates = rules(machine.kind)
+    rungs = ladder.ladder_of(kernel, machine, candidates)
+    made = [ladder.schedule_rung(kernel, machine, candidates, rungs, i).schedule.mod for i in range(len(rungs))]
+    manual = apply_rule(copy.deepcopy(kernel), machine, candidates)
+    assert manual is not None
+    assert structural_equal(made[-1], manual.schedule.mod)
+    assert not structural_equal(made[0], made[-1])
+    asked: list[str] = []
+
+    def note(name: str, _: object, default: object) -> object:
+        asked.append(name)
+        return default
+
+    apply_rule(kernel, machine, candidates, note)
+    # A rung that takes back what its rule never asks for would be no step at all.
+    frees = {name for rung in rungs for name in rung.frees}
+    assert frees - set(asked) <= {"pad"}
+
+
+def test_bad_input_is_named() -> None:
+    for arguments, said in (
+        (("--op", "conv2d", "--shape", "64"), "not of the form NxCxHxW"),
+        (("--op", "gemm", "--shape", "3x"), "not of the form MxKxN"),
+        (("--shape", "1x1x1"), "--shape needs --op"),
+        (("--op", "fft"), "choose from conv2d"),
+        (("--variants", "fast"), "choose from original"),
+        (("--op", "gemm", "--json", "/"), "cannot write /"),
+    ):
+        with pytest.raises(TvmoptError, match=said):
+            kernels.main(arguments)
+
+
+def test_a_kernel_without_a_ladder_is_one_line() -> None:
+    done = _run("--op", "softmax", "--ladder")
+    assert done.returncode == 2
+    assert [line[:18] for line in done.stderr.splitlines()[1:]] == ["tvmopt: --ladder: "], done.stderr
+
+
+def test_help_names_the_operators_there_are() -> None:
+    assert tuple(OPERATORS) == kernels.OPS
 
 
 def test_the_peak_fits_the_clock() -> None:

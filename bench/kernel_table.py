@@ -1,0 +1,68 @@
+"""The table of `bench.kernels`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .table import grid, milliseconds
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HEADER = ("", "median ms", "± 95%", "GFLOP/s", "GB/s", "of the roof", "all turns", "quiet turns", "max error")
+_LADDER = ("vs before", "what this step does")
+
+
+def cells(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """One tuple of texts a result, under `HEADER`, with the step's gain and text for rungs of a ladder."""
+    table: list[tuple[str, ...]] = []
+    before: float | None = None
+    for row in rows:
+        median = row["latency_ms"]["median"]
+        half = (row["ci95"][1] - row["ci95"][0]) / 2 / median
+        line: tuple[str, ...] = (
+            row["variant"].partition(":")[2] or row["variant"],
+            milliseconds(median) + (" !" if row["unstable"] else ""),
+            f"{half:.1%}",
+            f"{row['gflops']:.1f}" if row["flops"] else "",
+            f"{row['bytes_per_s'] * 1e-9:.1f}",
+            f"{row['peak_fraction']:.0%}",
+            f"{row['peak_fraction_all_turns']:.0%}",
+            f"{sum(row['quiet'])} of {len(row['quiet'])}",
+            f"{row['max_abs_err']:.1e}",
+        )
+        if row["variant"].startswith("rung:"):
+            line += (f"{before / median:.2f}x" if before else "", row["text"])
+            before = median
+        table.append(line)
+    return table
+
+
+def terminal(rows: Sequence[dict[str, Any]]) -> Table:
+    """A rich table of the contenders of one kernel."""
+    first = rows[0]
+    ladder = first["variant"].startswith("rung:")
+    header = HEADER + (_LADDER if ladder else ())
+    table = grid(heading(first), header, cells(rows))
+    if ladder:
+        table.columns[-1].justify = "left"
+        table.columns[-1].no_wrap = False
+    return table
+
+
+def heading(row: dict[str, Any]) -> str:
+    """The kernel, and both roofs with where they come from."""
+    units = row["peak_gflops"] / (row["clock_ghz"] * 2 * row["lanes"] * row["threads"])
+    return (
+        f"{row['op']} {row['shape']}: bound by {row['bound']}; peak {row['peak_gflops']:.0f} GFLOP/s = "
+        f"{row['threads']} x {row['clock_ghz']:.2f} GHz x {row['lanes']} lanes x 2 x {units:.2f} units, "
+        f"bandwidth for its bytes {row['bandwidth_bytes_per_s'] * 1e-9:.0f} GB/s"
+    )
+
+
+def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What has to be said under a table."""
+    if any(row["unstable"] for row in rows):
+        return ["! unstable: too few turns in which nobody else used the cores, so all turns count"]
+    return []

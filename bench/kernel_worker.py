@@ -1,0 +1,157 @@
+"""Single kernels in a process of their own, told what to do by JSON lines, as bench/worker.py is for networks.
+
+    {"do": "prepare", "op", "shape", "threads", "contenders", ...}   build and verify
+    {"do": "references"}                 the two reference loops, once
+    {"do": "turn", "name"}               references, the kernel, references
+    {"do": "finish"}                     verify again
+    {"do": "show", "name", "form"}       its TensorIR, source or assembly
+
+TVM's kernels share one process, because they share one thread pool; PyTorch has one to itself (`"contenders":
+["torch"]`), in which no TVM is loaded, and its turns are bracketed by references that the other process measures.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tvmopt.errors import TvmoptError, UsageError, one_line
+from tvmopt.runtime import timer
+
+from .kernel_cases import layer
+from .worker import take_over_stdout
+
+# A turn's sample of one kernel: long beside the clock's noise, short beside how long a neighbour stays.
+SAMPLE_S = 0.005
+
+
+class Session:
+    """What one worker knows between requests."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, Callable[[], object]] = {}
+        self._verify: dict[str, Callable[[], float]] = {}
+        self._counts: dict[str, int] = {}
+        self._sources: dict[str, dict[str, str]] = {}
+        self._peak: Any = None
+
+    def handle(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answers one request; what goes wrong becomes the answer."""
+        try:
+            return {"ok": True, **getattr(self, f"do_{request.pop('do')}")(**request)}
+        except TvmoptError as error:
+            return {"error": one_line(error), "kind": type(error).__name__, "exit_code": error.exit_code}
+        except Exception as error:
+            traceback.print_exc()
+            return {"error": f"{type(error).__name__}: {one_line(error)}", "kind": type(error).__name__}
+
+    def do_prepare(
+        self, op: str, shape: str, threads: int, contenders: list[str], log_dir: str, schedules_dir: str | None,
+        ladder: bool,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Builds the contenders, compares their outputs with PyTorch's, and says what there is to know of them."""
+        from tvmopt.machine import configure_threads, detect
+
+        if contenders == ["torch"]:
+            return self._prepare_torch(op, shape, threads)
+        machine = detect(threads)
+        configure_threads(machine.cores)
+        from .kernel_contenders import build_all
+
+        built = build_all(layer(op, shape), contenders, machine, Path(log_dir), schedules_dir, ladder)
+        from tvmopt.runtime.peak import Bandwidth, Peak
+
+        self._peak = Peak(machine)
+        for name, contender in built.contenders.items():
+            self._sources[name] = contender.sources
+            self._prepare(name, contender.call, contender.verify)
+        return {
+            **built.facts(),
+            "errors": {name: verify() for name, verify in self._verify.items()},
+            "clock_ghz": self._peak.clock_ghz(),
+            "lanes": machine.lanes,
+            "bandwidth": Bandwidth(machine)(built.kernel.bytes),
+        }
+
+    def _prepare_torch(self, op: str, shape: str, threads: int) -> dict[str, Any]:
+        import torch
+
+        from tvmopt.errors import VerificationError
+        from tvmopt.runtime.verify import check
+
+        torch.set_num_threads(threads)
+        model = layer(op, shape)
+        module, inputs = model.module, model.example_inputs
+        if op == "max_pool2d":
+            # Of the two layers only the pooling is the kernel.
+            with torch.no_grad():
+                inputs = (module[0](*inputs),)  # type: ignore[index]
+            module = module[1]  # type: ignore[index]
+        with torch.no_grad():
+            wanted = module.double()(*[x.double() for x in inputs])
+        module.float()
+
+        def call() -> Any:
+            with torch.inference_mode():
+                return module(*inputs)
+
+        def verify() -> float:
+            verdict = check(call(), wanted, top1=False)
+            if not verdict.ok:
+                raise VerificationError(f"torch: {verdict.message}")
+            return verdict.max_abs_err
+
+        self._prepare("torch", call, verify)
+        return {"errors": {"torch": verify()}}
+
+    def _prepare(self, name: str, call: Callable[[], object], verify: Callable[[], float]) -> None:
+        watch = timer.stopwatch(call)
+        self._calls[name], self._verify[name] = call, verify
+        self._counts[name] = timer.calibrate(watch, timer.warm_up(watch, limit_s=1.0, sample_s=SAMPLE_S),
+                                             sample_s=SAMPLE_S)  # fmt: skip
+
+    def do_references(self) -> dict[str, Any]:
+        """GFLOP/s of the loop over registers and of the one fed from L1."""
+        return {"references": [self._peak.gflops(), self._peak.tile_gflops()]}
+
+    def do_turn(self, name: str) -> dict[str, Any]:
+        """One sample in seconds per call; interruptions: how often the system took a core from it."""
+        before = self.do_references()["references"] if self._peak else None
+        watch = timer.stopwatch(self._calls[name])
+        watch(1)  # brings the kernel's data back into the caches, which others have used
+        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        began = time.perf_counter()
+        seconds = watch(self._counts[name]) / self._counts[name]
+        took = time.perf_counter() - began
+        interruptions = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches
+        after = self.do_references()["references"] if self._peak else None
+        return {"seconds": seconds, "interruptions": interruptions, "before": before, "after": after, "took_s": took}
+
+    def do_finish(self) -> dict[str, Any]:
+        """Compares the outputs with PyTorch's once more."""
+        return {"errors": {name: verify() for name, verify in self._verify.items()}, "calls": self._counts}
+
+    def do_show(self, name: str, form: str) -> dict[str, Any]:
+        """The text of one contender."""
+        if name not in self._sources:
+            raise UsageError(f"--show {form}: {name} has no {form}")
+        return {"text": self._sources[name][form]}
+
+
+def main() -> None:
+    """Answers requests until there are no more."""
+    answers = take_over_stdout()
+    session = Session()
+    for line in sys.stdin:
+        answers.write(json.dumps(session.handle(json.loads(line))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
