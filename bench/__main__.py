@@ -58,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--samples", type=positive_int, default=30, help="the fewest samples of a contender")
     group.add_argument("--time-limit", type=duration, default="5s",
                        help="how long a contender is timed at most; one not precise by then is marked")  # fmt: skip
+    group.add_argument("--cold", action="store_true",
+                       help="time calls with cold caches, too, in rows of their own")  # fmt: skip
     group.add_argument("--quick", action="store_true", help="a few samples, to see that all works; not saved")
     group.add_argument("--profile", action="store_true",
                        help="time every kernel of our variants alone, beside the machine's roof")  # fmt: skip
@@ -92,9 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = contenders(specs, args.variants, peers, dataclasses.replace(options, threads=machine.cores))
     for line in (machine.describe(), *skipped):
         print(line, file=sys.stderr)
-    settings = Settings(samples=args.samples, time_limit_s=args.time_limit)
+    settings = Settings(samples=args.samples, time_limit_s=args.time_limit, cold=args.cold)
     if args.quick:
-        settings = Settings(samples=min(args.samples, _QUICK_SAMPLES), time_limit_s=_QUICK_LIMIT_S)
+        settings = Settings(samples=min(args.samples, _QUICK_SAMPLES), time_limit_s=_QUICK_LIMIT_S, cold=args.cold)
     data = Data(None if args.dataset == "none" else args.dataset, args.dataset is None, args.data_dir, args.limit)
     described = environment.describe(machine, machine.cores)
     described["settings"] = {"samples": settings.samples, "time_limit_s": settings.time_limit_s, "quick": args.quick}

@@ -1,7 +1,8 @@
 """Single kernels in a process of their own, told what to do by JSON lines, as bench/worker.py is for networks.
 
     {"do": "prepare", "op", "shape", "threads", "contenders", ...}   build and verify
-    {"do": "references"}                 the two reference loops, once
+    {"do": "watch", "threads"}           build the two reference loops alone
+    {"do": "references"}                 run them once
     {"do": "turn", "name"}               references, the kernel, references
     {"do": "finish"}                     verify again
     {"do": "show", "name", "form"}       its TensorIR, source or assembly
@@ -115,6 +116,18 @@ class Session:
         self._calls[name], self._verify[name] = call, verify
         self._counts[name] = timer.calibrate(watch, timer.warm_up(watch, limit_s=1.0, sample_s=SAMPLE_S),
                                              sample_s=SAMPLE_S)  # fmt: skip
+
+    def do_watch(self, threads: int) -> dict[str, Any]:
+        """Nothing but the reference loops is wanted."""
+        from tvmopt.machine import configure_threads, detect
+        from tvmopt.runtime.peak import Peak
+        from tvmopt.runtime.threads import use_threads
+
+        machine = detect(threads)
+        configure_threads(machine.cores)
+        use_threads(machine.cores)
+        self._peak = Peak(machine)
+        return {}
 
     def do_references(self) -> dict[str, Any]:
         """GFLOP/s of the loop over registers and of the one fed from L1."""

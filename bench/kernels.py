@@ -37,8 +37,6 @@ OPS = ("conv2d", "gemm", "batch_matmul", "max_pool2d", "softmax")
 _OURS = ("original", "manual", "auto")
 _TORCH = "torch"
 _FORMS = ("tir", "llvm", "asm")
-# Fewer quiet turns than this say nothing.
-FEWEST_QUIET = 5
 _PREPARE_TIMEOUT_S = 900.0
 _TURN_TIMEOUT_S = 120.0
 # A contender this slow gets as few turns as there can be.
@@ -176,11 +174,11 @@ def _row(
     import numpy as np
 
     from . import statistics
-    from .results import empty_row
+    from .results import FEWEST_QUIET, empty_row
 
     flops, size, bandwidth = facts["kernel"]["flops"], facts["kernel"]["bytes"], facts["bandwidth"]
     quiet = turns.quiet(peak)
-    unstable = sum(quiet) < min(FEWEST_QUIET, settings.quiet)
+    unstable = sum(quiet) < FEWEST_QUIET
     counted = [i for i, is_quiet in enumerate(quiet) if is_quiet or unstable]
     roofs = [max(flops / (p * 1e9), size / bandwidth) for p in turns.peaks()]
     shares = [roof / seconds for roof, seconds in zip(roofs, turns.seconds, strict=True)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import statistics
 from .cases import Case
 from .process import Worker, WorkerError
+from .quiet import Probe, start_probe
 from .turns import PREPARE_TIMEOUT_S, Contender, Report, Settings, take_turns
 
 
@@ -50,19 +51,27 @@ def measure(
             in its row instead.
     """
     contenders: list[Contender] = []
+    probe: Probe | None = None
     with tempfile.TemporaryDirectory(prefix="tvmopt-bench-") as directory:
         path = Path(directory) / "reference.pt"
-        facts = _reference(cases[0], data, path, report)
         try:
             for case in cases:
-                report(case.name, "building")
-                contender = Contender(case.name, Worker(case.threads))
-                contenders.append(contender)
-                request = {"do": "prepare", "case": case.to_json(), "reference": str(path)}
-                answer = contender.ask({**request, "warm_up_s": settings.time_limit_s / 4}, PREPARE_TIMEOUT_S)
-                contender.facts.update(answer or {})
+                # All load at once; what is timed, compiling too, begins when they have.
+                contenders.append(Contender(case.name, Worker(case.threads)))
+                contenders[-1].tell({"do": "load", "case": case.to_json()})
+            facts = _reference(cases[0], data, path, report)
+            probe = start_probe(cases[0].threads)
+            for contender in contenders:
+                report(contender.name, "loading")
+                contender.await_told(PREPARE_TIMEOUT_S)
+            for case, contender in zip(cases, contenders, strict=True):
+                if contender.error is None:
+                    report(case.name, "building")
+                    request = {"do": "prepare", "case": case.to_json(), "reference": str(path)}
+                    answer = contender.ask({**request, "warm_up_s": settings.time_limit_s / 4}, PREPARE_TIMEOUT_S)
+                    contender.facts.update(answer or {})
                 report(case.name, contender.error or "ready")
-            take_turns(contenders, settings, report)
+            take_turns(contenders, settings, report, probe)
             for case, contender in zip(cases, contenders, strict=True):
                 if contender.error is None:
                     report(contender.name, "checking")
@@ -77,7 +86,13 @@ def measure(
         finally:
             for contender in contenders:
                 contender.worker.stop()
-    return [_row(case, contender, facts, settings) for case, contender in zip(cases, contenders, strict=True)]
+            if probe is not None:
+                probe.stop()
+    best = probe.best if probe is not None else 0.0
+    rows = []
+    for cold in (False, True) if settings.cold else (False,):
+        rows += [_row(*pair, facts, settings, best, cold) for pair in zip(cases, contenders, strict=True)]
+    return rows
 
 
 def failed_rows(cases: Sequence[Case], error: WorkerError) -> list[dict[str, Any]]:
@@ -85,7 +100,7 @@ def failed_rows(cases: Sequence[Case], error: WorkerError) -> list[dict[str, Any
     rows = []
     for case in cases:
         contender = Contender(case.name, worker=None, error=str(error))  # type: ignore[arg-type]
-        rows.append(_row(case, contender, {"model": case.spec or "", "batch": 1}, Settings()))
+        rows.append(_row(case, contender, {"model": case.spec or "", "batch": 1}, Settings(), 0.0, False))
     return rows
 
 
@@ -101,11 +116,20 @@ def _reference(case: Case, data: Data, path: Path, report: Report) -> dict[str, 
     return facts
 
 
-def _row(case: Case, contender: Contender, facts: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """One result of the schema. A contender with an error keeps no times: they may be of wrong outputs."""
+def _row(
+    case: Case, contender: Contender, facts: dict[str, Any], settings: Settings, best: float, cold: bool
+) -> dict[str, Any]:
+    """One result of the schema. A contender with an error keeps no times: they may be of wrong outputs.
+
+    `samples_ms` are all samples and `quiet` says which of them count: `latency_ms` and `ci95` are of those. Where too
+    few turns were quiet, all count, and the result is `unstable`.
+    """
     known = contender.facts
-    timed = contender.error is None and bool(contender.samples)
-    samples = [seconds * 1e3 for seconds in contender.samples] if timed else []
+    all_samples = contender.cold if cold else contender.samples
+    timed = contender.error is None and bool(all_samples.seconds)
+    counted, enough = contender.counted(all_samples, best)
+    quiet = contender.quiet(best) if timed else set()
+    precise = contender.precise(replace(settings, cold=cold), best)
     return {
         "model": facts["model"],
         "variant": case.contender,
@@ -114,8 +138,8 @@ def _row(case: Case, contender: Contender, facts: dict[str, Any], settings: Sett
         "batch": facts["batch"],
         "sparsity": 0.0,
         "method": None,
-        "latency_ms": statistics.summary(samples) if timed else None,
-        "samples_ms": samples,
+        "latency_ms": statistics.summary([seconds * 1e3 for seconds in counted.seconds]) if timed else None,
+        "samples_ms": [seconds * 1e3 for seconds in all_samples.seconds] if timed else [],
         "compile_s": known.get("compile_s"),
         "max_abs_err": known.get("max_abs_err"),
         "accuracy": known.get("accuracy"),
@@ -126,14 +150,15 @@ def _row(case: Case, contender: Contender, facts: dict[str, Any], settings: Sett
         "flops": facts.get("flops"),
         "threads": case.threads,
         "strategy": ",".join(f"{op}={way}" for op, way in sorted(case.options.strategies.items())) or "default",
-        "ci95": [bound * 1e3 for bound in contender.ci95] if timed else None,
-        "unstable": timed and (contender.restless or not contender.precise(settings)),
-        "cold": False,
-        "rounds": list(contender.rounds) if timed else [],
+        "ci95": [bound * 1e3 for bound in counted.ci95] if timed else None,
+        "unstable": timed and (contender.restless or not enough or not precise),
+        "cold": cold,
+        "rounds": list(all_samples.rounds) if timed else [],
+        "quiet": [number in quiet for number in all_samples.rounds] if timed else [],
         "peak_memory_bytes": known.get("peak_memory_bytes"),
         "tuning_s": known.get("tuning_s"),
         "error": contender.error,
-        "calls_per_sample": known.get("calls_per_sample"),
+        "calls_per_sample": 1 if cold else known.get("calls_per_sample"),
         "dataset": facts.get("dataset"),
         "weights": case.options.weights,
         "inputs": facts.get("inputs"),

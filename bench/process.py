@@ -56,14 +56,31 @@ class Worker:
             start_new_session=True,
         )
         self._buffer = b""
+        self._owed = 0
 
     @property
     def pid(self) -> int:
         """The process's id."""
         return self._process.pid
 
+    def tell(self, request: dict[str, Any]) -> None:
+        """Hands over a request and does not wait; `await_told` does."""
+        self._send(request)
+        self._owed += 1
+
+    def await_told(self, timeout_s: float) -> None:
+        """Waits until what was told is done; raises WorkerError where it failed."""
+        while self._owed:
+            self._owed -= 1
+            self._answer(timeout_s)
+
     def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """The answer to a request; raises WorkerError, and ends the process, where there is none."""
+        self.await_told(timeout_s)
+        self._send(request)
+        return self._answer(timeout_s)
+
+    def _send(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -71,6 +88,8 @@ class Worker:
         except (OSError, ValueError):
             # The pipe is broken, or was closed by `stop`.
             raise self._died() from None
+
+    def _answer(self, timeout_s: float) -> dict[str, Any]:
         answer = json.loads(self._read_line(timeout_s))
         if "error" in answer:
             raise WorkerError(answer["error"], int(answer.get("exit_code", 1)))
@@ -127,6 +146,10 @@ class Worker:
             before = now
         return False
 
+    def waited(self) -> float:
+        """Seconds its threads have wanted a core and not had one so far."""
+        return run_delay(self.pid)
+
     def stop(self) -> None:
         """Ends the process and whatever it started; harmless when it has ended."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -150,6 +173,18 @@ def cpu_seconds(pid: int) -> float:
         return total / 1e9
     except OSError:
         return _cpu_seconds_coarse(pid)
+
+
+def run_delay(pid: int) -> float:
+    """Seconds that threads of a process have waited for a core while they could have run; 0 where it isn't counted."""
+    total = 0
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/task/{task}/schedstat") as stat:
+                total += int(stat.read().split()[1])
+    except OSError:
+        pass
+    return total / 1e9
 
 
 def _runnable(pid: int) -> bool:

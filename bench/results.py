@@ -16,6 +16,8 @@ from typing import Any
 from tvmopt.errors import DataError, OutputError
 
 SCHEMA_VERSION = 1
+# With fewer quiet turns than this, nothing is known of the spread between turns, and all of them count.
+FEWEST_QUIET = 5
 
 _NUMBER = (int, float)
 # Field -> the types it may have. Every result has every field; None says "not measured" or "does not apply".
@@ -72,6 +74,8 @@ def check(document: Any, where: str) -> None:
             value = row[name]
             if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
                 raise wrong(f"result {index}: {name} is a {type(value).__name__}")
+        if len(row.get("quiet") or row["samples_ms"]) != len(row["samples_ms"]):
+            raise wrong(f"result {index}: {len(row['quiet'])} quiet for {len(row['samples_ms'])} samples")
         if len(row["rounds"]) != len(row["samples_ms"]):
             raise wrong(f"result {index}: {len(row['rounds'])} rounds for {len(row['samples_ms'])} samples")
         for name, keys in (("latency_ms", LATENCY), ("accuracy", ACCURACY)):
@@ -88,6 +92,18 @@ def document(environment: Mapping[str, Any], results: list[dict[str, Any]]) -> d
     clean = _finite(made)
     check(clean, "this run")
     return dict(clean)
+
+
+def counted(row: Mapping[str, Any]) -> tuple[list[float], list[int]]:
+    """The samples of a result, in ms, and their rounds, that its median is of: the quiet ones, if it knows them.
+
+    Where too few turns were quiet all of them count, as they did for the median (quiet.py).
+    """
+    quiet = row.get("quiet") or [True] * len(row["samples_ms"])
+    kept = [i for i, is_quiet in enumerate(quiet) if is_quiet]
+    if len({row["rounds"][i] for i in kept}) < FEWEST_QUIET:
+        kept = list(range(len(quiet)))
+    return [row["samples_ms"][i] for i in kept], [row["rounds"][i] for i in kept]
 
 
 def empty_row() -> dict[str, Any]:

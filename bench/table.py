@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import statistics
 from .cases import PEER
+from .results import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,6 +39,8 @@ def title(rows: Sequence[Row]) -> str:
     """What a table is of."""
     first = rows[0]
     parts = [first["model"], f"batch {first['batch']}", first["dtype"], f"{first['threads']} threads"]
+    if first["cold"]:
+        parts.append("cold caches")
     if first["strategy"] != "default":
         parts.append(f"ours with {first['strategy']}")
     if first["flops"]:
@@ -82,7 +85,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     said = [f"{row['variant']} failed: {row['error']}" for row in rows if row["error"] is not None]
     few = [row for row in rows if row["unstable"]]
     if few:
-        said.append("! unstable: too few samples within the time limit, or too wide an interval; no conclusion on 1%")
+        said.append("! unstable: too few quiet samples in the time limit, or too wide an interval; no conclusion on 1%")
     return said
 
 
@@ -132,13 +135,13 @@ def conclusion(rows: Sequence[Row]) -> str:
     peer = fastest_peer(rows)
     timed = {row["variant"]: row for row in rows if row["latency_ms"]}
     ours = next((timed[name] for name in ("auto", "manual", "original") if name in timed), None)
-    parts = [rows[0]["model"]]
+    parts = [rows[0]["model"] + (" with cold caches" if rows[0]["cold"] else "")]
     if peer is not None:
         parts.append(f"fastest peer {peer['variant'][len(PEER) :]} {milliseconds(peer['latency_ms']['median'])} ms")
     if ours is not None and peer is None:
         parts.append(f"{ours['variant']} {milliseconds(ours['latency_ms']['median'])} ms, no peer measured")
     if ours is not None and peer is not None:
-        found = statistics.ratio(peer["samples_ms"], peer["rounds"], ours["samples_ms"], ours["rounds"])
+        found = statistics.ratio(*counted(peer), *counted(ours))
         text = f"{ours['variant']} {milliseconds(ours['latency_ms']['median'])} ms is {found.value:.2f}x as fast"
         parts.append(f"{text} (95%: {found.low:.2f} to {found.high:.2f})")
     accurate = ours or peer

@@ -6,9 +6,10 @@ their speed. And what disturbs a machine for a second disturbs one round of ever
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ from tvmopt.runtime import timer
 
 from . import statistics
 from .process import WorkerError
+from .quiet import References, Surroundings
+from .results import FEWEST_QUIET
 
 # Building may take a while (an unscheduled vision transformer), but not for ever.
 PREPARE_TIMEOUT_S = 1800.0
@@ -25,19 +28,34 @@ _ANSWER_MARGIN_S = 600.0
 class Asked(Protocol):
     """What turns needs of a worker."""
 
+    def tell(self, request: dict[str, Any]) -> None: ...
+
+    def await_told(self, timeout_s: float) -> None: ...
+
     def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]: ...
 
     def settle(self) -> bool: ...
 
+    def waited(self) -> float: ...
+
     def stop(self) -> None: ...
+
+
+class Watching(Protocol):
+    """What turns needs of a probe (quiet.py)."""
+
+    best: float
+
+    def look(self) -> References: ...
 
 
 @dataclass(frozen=True)
 class Settings:
     """When a contender has been measured enough.
 
-    `samples` at least, `per_round` of them a turn, and half the median's 95% interval within `precision` of the
-    median; or `time_limit_s` seconds of turns, after which the row is marked.
+    `samples` at least, of quiet turns, `per_round` of them a turn, and half the median's 95% interval within
+    `precision` of the median; or `time_limit_s` seconds of turns, after which the row is marked. `cold`: whether
+    calls with cold caches are timed beside the warm ones.
     """
 
     samples: int = timer.MIN_SAMPLES
@@ -45,11 +63,35 @@ class Settings:
     precision: float = timer.PRECISION
     time_limit_s: float = 5.0
     seed: int = 0
+    cold: bool = False
+
+
+@dataclass
+class Samples:
+    """Seconds per call, and which turn each is of; of these the quiet ones count, if there are enough of them."""
+
+    seconds: list[float] = field(default_factory=list)
+    rounds: list[int] = field(default_factory=list)
+
+    def add(self, seconds: Sequence[float], number: int) -> None:
+        """Those of turn `number`."""
+        self.seconds += seconds
+        self.rounds += [number] * len(seconds)
+
+    def of(self, rounds: set[int]) -> Samples:
+        """Those of some turns only."""
+        kept = [i for i, number in enumerate(self.rounds) if number in rounds]
+        return Samples([self.seconds[i] for i in kept], [self.rounds[i] for i in kept])
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        """The median's 95% interval, in seconds."""
+        return statistics.median_ci95(self.seconds, self.rounds)
 
 
 @dataclass
 class Contender:
-    """One contender and what is known of it so far. `samples` are seconds per call, `rounds` the turn of each.
+    """One contender and what is known of it so far: all its samples, warm and cold, and what surrounded each turn.
 
     `restless` says that threads still ran after its last turn, `check_at` how many samples make it worth looking
     again whether it is precise.
@@ -58,78 +100,120 @@ class Contender:
     name: str
     worker: Asked
     facts: dict[str, Any] = field(default_factory=dict)
-    samples: list[float] = field(default_factory=list)
-    rounds: list[int] = field(default_factory=list)
+    samples: Samples = field(default_factory=Samples)
+    cold: Samples = field(default_factory=Samples)
+    surroundings: dict[int, Surroundings] = field(default_factory=dict)
     spent_s: float = 0.0
     restless: bool = False
     error: str | None = None
     check_at: int = 0
 
-    @property
-    def ci95(self) -> tuple[float, float]:
-        """The median's 95% interval, in seconds."""
-        return statistics.median_ci95(self.samples, self.rounds)
+    def quiet(self, best: float) -> set[int]:
+        """The turns that count; without a probe (`best` is 0) all of them do."""
+        turns = set(self.samples.rounds)
+        return {n for n in turns if self.surroundings[n].quiet(best)} if best else turns
 
-    def precise(self, settings: Settings) -> bool:
+    def counted(self, samples: Samples, best: float) -> tuple[Samples, bool]:
+        """The samples that count, and whether these are of quiet turns: all of them, where too few turns were."""
+        quiet = self.quiet(best)
+        enough = not best or len(quiet) >= FEWEST_QUIET
+        return (samples.of(quiet) if enough else samples), enough
+
+    def precise(self, settings: Settings, best: float = 0.0) -> bool:
         """Whether there are enough samples and their median is known well enough."""
-        if len(self.samples) < settings.samples:
-            return False
-        low, high = self.ci95
-        return high - low <= 2 * settings.precision * sorted(self.samples)[len(self.samples) // 2]
+        kinds = (self.samples, self.cold) if settings.cold else (self.samples,)
+        return all(self._precise(kind, settings, best) for kind in kinds)
 
-    def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any] | None:
-        """The worker's answer; None, with `error` set and the worker ended, where it failed."""
+    def _precise(self, kind: Samples, settings: Settings, best: float) -> bool:
+        counted, quiet = self.counted(kind, best)
+        if not quiet or len(counted.seconds) < settings.samples:
+            return False
+        low, high = counted.ci95
+        return high - low <= 2 * settings.precision * sorted(counted.seconds)[len(counted.seconds) // 2]
+
+    def tell(self, request: dict[str, Any]) -> None:
+        """Hands over a request without waiting for it."""
+        with self._failing():
+            self.worker.tell(request)
+
+    def await_told(self, timeout_s: float) -> None:
+        """Waits until that is done."""
+        if self.error is None:
+            with self._failing():
+                self.worker.await_told(timeout_s)
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
         try:
-            answer = self.worker.ask(request, timeout_s)
+            yield
         except WorkerError as error:
             self.error = str(error)
             self.worker.stop()
-            return None
-        self.restless = not self.worker.settle()
+
+    def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any] | None:
+        """The worker's answer; None, with `error` set and the worker ended, where it failed."""
+        answer = None
+        with self._failing():
+            answer = self.worker.ask(request, timeout_s)
+            self.restless = not self.worker.settle()
         return answer
 
 
 Report = Callable[[str, str], None]
 
 
-def take_turns(contenders: Sequence[Contender], settings: Settings, report: Report) -> None:
+def take_turns(
+    contenders: Sequence[Contender], settings: Settings, report: Report, probe: Watching | None = None
+) -> None:
     """Times all contenders that have no error, until each is precise or out of time.
 
-    `report(name, text)` is called between turns, when nobody runs.
+    `report(name, text)` is called between turns, when nobody runs. `probe` looks before and after every turn whether
+    others use the cores.
     """
     shuffle = random.Random(settings.seed).shuffle
     waiting = [contender for contender in contenders if contender.error is None]
     number = 0
+    before = probe.look() if probe is not None else None
     while waiting:
         order = list(waiting)
         shuffle(order)
         for contender in order:
-            _turn(contender, number, settings)
-            report(contender.name, f"{len(contender.samples)} samples" if contender.error is None else "failed")
-        waiting = [contender for contender in waiting if not _done(contender, settings)]
+            begin = time.monotonic()
+            waited = _turn(contender, number, settings)
+            if probe is not None and before is not None:
+                after = probe.look()
+                contender.surroundings[number] = Surroundings(before, after, waited)
+                before = after
+            contender.spent_s += time.monotonic() - begin
+            samples = len(contender.samples.seconds)
+            report(contender.name, f"{samples} samples" if contender.error is None else "failed")
+        best = probe.best if probe is not None else 0.0
+        waiting = [contender for contender in waiting if not _done(contender, settings, best)]
         number += 1
 
 
-def _turn(contender: Contender, number: int, settings: Settings) -> None:
+def _turn(contender: Contender, number: int, settings: Settings) -> float:
+    """Takes one turn; what share of it the contender's threads waited for a core."""
     # A slow contender gets single samples, so that its few are spread over rounds too.
     budget = settings.time_limit_s / 10
-    begin = time.monotonic()
-    answer = contender.ask(
-        {"do": "round", "samples": settings.per_round, "budget_s": budget}, settings.time_limit_s + _ANSWER_MARGIN_S
-    )
-    contender.spent_s += time.monotonic() - begin
-    if answer is not None:
-        contender.samples += answer["samples"]
-        contender.rounds += [number] * len(answer["samples"])
+    begin, waited = time.monotonic(), contender.worker.waited()
+    request = {"do": "round", "samples": settings.per_round, "budget_s": budget, "cold": settings.cold}
+    answer = contender.ask(request, settings.time_limit_s + _ANSWER_MARGIN_S)
+    if answer is None:
+        return 1.0
+    contender.samples.add(answer["samples"], number)
+    contender.cold.add(answer.get("cold", []), number)
+    return (contender.worker.waited() - waited) / (time.monotonic() - begin)
 
 
-def _done(contender: Contender, settings: Settings) -> bool:
+def _done(contender: Contender, settings: Settings, best: float) -> bool:
     if contender.error is not None:
         return True
-    if contender.spent_s >= settings.time_limit_s and len(contender.samples) >= timer.FEWEST_SAMPLES:
+    samples = len(contender.samples.seconds)
+    if contender.spent_s >= settings.time_limit_s and samples >= timer.FEWEST_SAMPLES:
         return True
-    if len(contender.samples) < max(settings.samples, contender.check_at):
+    if samples < max(settings.samples, contender.check_at):
         return False
     # A thousand resamples take long beside a turn, and few more samples do not change the interval.
-    contender.check_at = int(len(contender.samples) * 1.2)
-    return contender.precise(settings)
+    contender.check_at = int(samples * 1.2)
+    return contender.precise(settings, best)

@@ -1,8 +1,9 @@
 """One contender in a process of its own, told what to do by JSON lines on its standard input.
 
     {"do": "reference", ...}   compute what PyTorch computes, save it, describe the model
+    {"do": "load", ...}        import and load what `prepare` needs
     {"do": "prepare", ...}     build, verify, warm up
-    {"do": "round", ...}       time one turn
+    {"do": "round", ...}       time one turn, with cold caches too where asked for
     {"do": "finish", ...}      verify again, accuracy, memory
     {"do": "profile", ...}     time every kernel alone; variants of ours only
 
@@ -12,6 +13,7 @@ no thread of it may run while another contender is timed. The end of the input e
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -26,6 +28,7 @@ from tvmopt.errors import TvmoptError, VerificationError, one_line
 from tvmopt.runtime import timer
 
 from .cases import Case
+from .cold import Flush, take_cold
 
 if TYPE_CHECKING:
     from tvmopt.data import Dataset
@@ -41,13 +44,15 @@ class Session:
     def __init__(self) -> None:
         self._handlers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "reference": self.reference,
+            "load": self.load,
             "prepare": self.prepare,
             "round": self.round,
             "finish": self.finish,
             "profile": self.profile,
         }
         self._case: Case
-        self._model: Model
+        self._model: Model | None = None
+        self._flush: Flush | None = None
         self._reference: Reference
         self._reference_path: Path
         self._prepared: Prepared
@@ -89,10 +94,22 @@ class Session:
             **sizes(model.module, model.example_inputs),
         }
 
-    def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Builds the contender, checks its outputs, warms it up."""
+    def load(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Imports what building will need and loads the model: seconds that need not be anybody's compile time."""
         self._case = Case.from_json(request["case"])
         self._model = self._load(self._case)
+        if self._case.peer is not None:
+            from . import peers
+
+            peers.load(self._case.peer)
+        else:
+            import tvmopt.variants  # noqa: F401
+        return {}
+
+    def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Builds the contender, checks its outputs, warms it up."""
+        if self._model is None:
+            self.load(request)
         from .reference import Reference
 
         self._reference_path = Path(request["reference"])
@@ -116,9 +133,15 @@ class Session:
         }
 
     def round(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One turn: samples in seconds per call."""
-        watch = timer.stopwatch(self._call)
-        return {"samples": timer.take_round(watch, self._calls, request["samples"], budget_s=request["budget_s"])}
+        """One turn: samples in seconds per call; `cold` of single calls, each with nothing of it in the caches."""
+        watch, count, budget = timer.stopwatch(self._call), request["samples"], request["budget_s"]
+        answer = {"samples": timer.take_round(watch, self._calls, count, budget_s=budget)}
+        if request.get("cold"):
+            if self._flush is None:
+                machine = self._case.options.machine()
+                self._flush = Flush(self._case.threads, (machine.l1, machine.l2, machine.l3))
+            answer["cold"] = take_cold(self._call, self._flush, count, budget)
+        return answer
 
     def finish(self, request: dict[str, Any]) -> dict[str, Any]:
         """Checks the outputs again, measures accuracy if there is a data set, reads the peak of memory."""
@@ -131,6 +154,7 @@ class Session:
         from .profile import profile
 
         options = self._case.options
+        assert self._model is not None
         lines = profile(self._model, self._case.contender, options.machine(), options)
         return {"profile": [line.to_json() for line in lines]}
 
@@ -146,6 +170,7 @@ class Session:
 
     def _build(self) -> tuple[Prepared, dict[str, Any]]:
         options = self._case.options
+        assert self._model is not None
         if self._case.peer is not None:
             # Without `options.machine()`: no TVM in a peer's process.
             from . import peers
@@ -179,6 +204,9 @@ class Session:
 
         dtype, strategies = self._case.options.dtype, self._case.options.strategies
         for inputs, wanted in zip(self._reference.inputs, self._reference.outputs, strict=True):
+            if self._case.peer is None:
+                # An output nobody writes would hold what its memory held before: the right values of an earlier call.
+                poison(self._outputs([tensor.clone() for tensor in inputs]))
             outputs = self._outputs(inputs)
             found = {str(y.dtype).removeprefix("torch.") for y in outputs if y.dtype.is_floating_point}
             # A network in reduced precision may hand out float32, which holds what it computed.
@@ -194,8 +222,19 @@ class Session:
 
         assert self._reference.predictions is not None
         images, labels = load_data(self._reference_path)
+        assert self._model is not None
         scored = accuracy.scores(lambda part: self._outputs([part])[0], images, self._model.batch)
         return accuracy.accuracy(scored, labels, self._reference.predictions)
+
+
+def poison(outputs: list[Any]) -> None:
+    """Overwrites floating outputs with NaN, where their memory may be written: it is what the next call gets."""
+    import torch
+
+    with torch.inference_mode(), contextlib.suppress(RuntimeError):
+        for output in outputs:
+            if output.dtype.is_floating_point:
+                output.fill_(float("nan"))
 
 
 def _dataset(name: str | None, request: dict[str, Any], model: Model) -> Dataset | None:

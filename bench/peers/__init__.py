@@ -62,6 +62,13 @@ def installed(wanted: Sequence[str]) -> tuple[list[str], list[str]]:
     return here, skipped
 
 
+def load(name: str) -> None:
+    """Imports what the peer `name` needs, without building anything."""
+    importlib.import_module(f".{PEERS[name][0]}", __package__)
+    for package in PEERS[name][1]:
+        importlib.import_module(package)
+
+
 def prepare(name: str, model: Model, threads: int) -> Prepared:
     """Builds the peer `name` for `model`."""
     module = importlib.import_module(f".{PEERS[name][0]}", __package__)

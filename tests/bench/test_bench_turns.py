@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.process import Worker, WorkerError, cpu_seconds
@@ -95,8 +97,17 @@ class Fake:
         time.sleep(min(self.seconds, 0.02))
         return {"samples": [self.seconds * factor] * count}
 
+    def tell(self, request: dict[str, Any]) -> None:
+        self.log.append(f"{self.name} told")
+
+    def await_told(self, timeout_s: float) -> None:
+        pass
+
     def settle(self) -> bool:
         return True
+
+    def waited(self) -> float:
+        return 0.0
 
     def stop(self) -> None:
         self.stopped = True
@@ -108,8 +119,8 @@ def test_turns_are_mixed_and_a_death_ends_one_row_only() -> None:
     contenders = [Contender(name, worker) for name, worker in workers.items()]
     take_turns(contenders, Settings(), lambda name, text: None)
     a, b, c = contenders
-    assert len(a.samples) == len(c.samples) == 30
-    assert a.rounds == [n // 3 for n in range(30)]
+    assert len(a.samples.seconds) == len(c.samples.seconds) == 30
+    assert a.samples.rounds == [n // 3 for n in range(30)]
     assert b.error == "the process was ended by SIGSEGV"
     assert workers["b"].stopped
     orders = {tuple(log[i : i + 3]) for i in range(0, 9, 3)}
@@ -122,7 +133,106 @@ def test_noise_ends_with_the_time_limit_and_a_slow_call_gets_three_samples() -> 
     slow = Contender("slow", Fake("slow", [], seconds=1.0))
     settings = Settings(time_limit_s=0.6)
     take_turns([noisy, slow], settings, lambda name, text: None)
-    assert len(noisy.samples) > 30
+    assert len(noisy.samples.seconds) > 30
     assert not noisy.precise(settings)
-    assert len(slow.samples) >= 3
-    assert len(set(slow.rounds)) == len(slow.samples)
+    assert len(slow.samples.seconds) >= 3
+    assert len(set(slow.samples.rounds)) == len(slow.samples.seconds)
+
+
+class Weather:
+    """A probe that sees neighbours in every second look from the third on, and a contender that suffers from them."""
+
+    best = 0.0
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def look(self) -> tuple[float, float]:
+        self.looks += 1
+        self.best = 300.0
+        return (300.0, 180.0) if self.busy() else (300.0, 296.0)
+
+    def busy(self) -> bool:
+        return self.looks % 8 in (5, 6)
+
+
+class Disturbed(Fake):
+    def __init__(self, weather: Weather) -> None:
+        super().__init__("disturbed", [], seconds=0.001)
+        self.weather = weather
+        self.waiting = 0.0
+
+    def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        answer = super().ask(request, timeout_s)
+        if self.weather.busy():
+            answer["samples"] = [2 * s for s in answer["samples"]]
+        elif self.turns % 8 == 1:
+            # A process of this machine, which the probe did not see: the system counts what was waited for it.
+            answer["samples"] = [5 * s for s in answer["samples"]]
+            self.waiting += 1.0
+        return answer
+
+    def waited(self) -> float:
+        return self.waiting
+
+
+def test_turns_in_which_others_used_the_cores_do_not_count() -> None:
+    weather = Weather()
+    contender = Contender("disturbed", Disturbed(weather))
+    take_turns([contender], Settings(), lambda name, text: None, weather)
+    counted, enough = contender.counted(contender.samples, weather.best)
+    assert enough
+    assert len(counted.seconds) >= 30
+    assert set(counted.seconds) == {0.001}
+    assert max(contender.samples.seconds) == 0.005  # kept, beside those that count
+    assert contender.precise(Settings(), weather.best)
+    # Without the probe the same samples are not precise, and nobody could say why.
+    assert not contender.precise(Settings(), 0.0)
+
+
+def test_where_hardly_any_turn_is_quiet_all_count_and_nothing_is_precise() -> None:
+    weather = Weather()
+    contender = Contender("disturbed", Disturbed(weather))
+    take_turns([contender], Settings(time_limit_s=0.2), lambda name, text: None, weather)
+    counted, enough = contender.counted(contender.samples, 400.0)
+    assert not enough
+    assert counted == contender.samples
+    assert not contender.precise(Settings(), 400.0)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="waiting times come from /proc")
+def test_waiting_for_a_core_is_seen() -> None:
+    """More spinning processes than cores: some of them wait; one alone on the machine hardly does."""
+    from bench.process import run_delay
+
+    code = "while True: pass"
+    spinning = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2 * len(os.sched_getaffinity(0)))]
+    try:
+        time.sleep(0.3)
+        before = [run_delay(one.pid) for one in spinning]
+        time.sleep(1.0)
+        waited = [run_delay(one.pid) - start for one, start in zip(spinning, before, strict=True)]
+    finally:
+        for one in spinning:
+            one.kill()
+            one.wait()
+    assert sum(waited) > 0.5 * len(os.sched_getaffinity(0))
+    assert run_delay(spinning[0].pid) == 0.0
+
+
+def test_cold_calls_find_nothing_in_the_caches() -> None:
+    from bench.cold import Flush, take_cold
+    from tvmopt.machine import detect
+
+    machine = detect(1)
+    data = np.ones(machine.l2 // 8)
+    flush = Flush(1, (machine.l1, machine.l2, machine.l3))
+    warm = []
+    for _ in range(50):
+        start = time.perf_counter()
+        data.sum()
+        warm.append(time.perf_counter() - start)
+    cold = take_cold(data.sum, flush, 10, budget_s=30)
+    assert len(cold) == 10
+    assert min(cold) > 1.2 * min(warm)
+    assert len(take_cold(data.sum, flush, 10, budget_s=0.0)) == 1

@@ -88,3 +88,24 @@ def test_an_output_left_over_from_an_earlier_call_is_found(builder: dict[str, An
     builder["change"] = stale
     _, answer = prepared(tmp_path)
     assert answer["error"].startswith("wrong outputs before timing")
+
+
+def test_an_output_nobody_writes_is_found(builder: dict[str, Any], tmp_path: Path) -> None:
+    """A kernel that leaves its memory as it is: poisoned memory, where the right values of the call before were."""
+    import torch
+
+    memory: dict[Any, torch.Tensor] = {}
+
+    def lazy(y: torch.Tensor) -> torch.Tensor:
+        # The first call for an input writes; a later one finds the values there and does not.
+        return memory.setdefault(float(y.sum()), y)
+
+    builder["change"] = lazy
+    _, answer = prepared(tmp_path)
+    assert answer["error"].startswith("wrong outputs before timing")
+
+
+def test_cold_samples_stand_beside_the_warm_ones(builder: dict[str, Any], tmp_path: Path) -> None:
+    session, _ = prepared(tmp_path)
+    answer = session.handle({"do": "round", "samples": 3, "budget_s": 5, "cold": True})
+    assert len(answer["samples"]) == len(answer["cold"]) == 3
