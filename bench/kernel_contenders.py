@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import LogError, VerificationError
+from tvmopt.runtime.timer import Stopwatch, native_stopwatch
 
 if TYPE_CHECKING:
     import tvm
@@ -25,7 +26,7 @@ class Contender:
     `choices`: the numbers of its rule. `text`: what a rung changes, or where a logged schedule is from.
     """
 
-    call: Callable[[], object]
+    watch: Stopwatch
     verify: Callable[[], float]
     sources: dict[str, str]
     compile_s: float
@@ -160,18 +161,20 @@ class Check:
         in_layer = self._verify_layer(name, function)
         module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
         began = time.perf_counter()
-        library = tvm.compile(module, target=self._machine.target())
+        executable = tvm.compile(module, target=self._machine.target())
+        library = executable.jit()
         compile_s = time.perf_counter() - began
-        built, arguments = library["main"], self._arguments
         sources = {
             "tir": module["main"].script(show_meta=False),
-            "llvm": library.mod.inspect_source("ll"),
-            "asm": library.mod.inspect_source("asm"),
+            "llvm": executable.mod.inspect_source("ll"),
+            "asm": executable.mod.inspect_source("asm"),
         }
-        return Contender(
-            lambda: built(*arguments), lambda: max(in_layer, self._verify_alone(name, built)), sources, compile_s,
-            choices, text,
-        )  # fmt: skip
+        watch = native_stopwatch(library, "main", self._arguments)
+
+        def verify() -> float:
+            return max(in_layer, self._verify_alone(name, library["main"]))
+
+        return Contender(watch, verify, sources, compile_s, choices, text)
 
     def _verify_layer(self, name: str, function: tvm.tirx.PrimFunc) -> float:
         from tvmopt.graph.pipeline import build, with_kernels

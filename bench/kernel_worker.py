@@ -36,7 +36,7 @@ class Session:
     """What one worker knows between requests."""
 
     def __init__(self) -> None:
-        self._calls: dict[str, Callable[[], object]] = {}
+        self._watches: dict[str, timer.Stopwatch] = {}
         self._verify: dict[str, Callable[[], float]] = {}
         self._counts: dict[str, int] = {}
         self._sources: dict[str, dict[str, str]] = {}
@@ -71,7 +71,7 @@ class Session:
         self._peak = Peak(machine)
         for name, contender in built.contenders.items():
             self._sources[name] = contender.sources
-            self._prepare(name, contender.call, contender.verify)
+            self._prepare(name, contender.watch, contender.verify)
         return {
             **built.facts(),
             "errors": {name: verify() for name, verify in self._verify.items()},
@@ -108,12 +108,11 @@ class Session:
                 raise VerificationError(f"torch: {verdict.message}")
             return verdict.max_abs_err
 
-        self._prepare("torch", call, verify)
+        self._prepare("torch", timer.stopwatch(call), verify)
         return {"errors": {"torch": verify()}}
 
-    def _prepare(self, name: str, call: Callable[[], object], verify: Callable[[], float]) -> None:
-        watch = timer.stopwatch(call)
-        self._calls[name], self._verify[name] = call, verify
+    def _prepare(self, name: str, watch: timer.Stopwatch, verify: Callable[[], float]) -> None:
+        self._watches[name], self._verify[name] = watch, verify
         self._counts[name] = timer.calibrate(watch, timer.warm_up(watch, limit_s=1.0, sample_s=SAMPLE_S),
                                              sample_s=SAMPLE_S)  # fmt: skip
 
@@ -136,7 +135,7 @@ class Session:
     def do_turn(self, name: str) -> dict[str, Any]:
         """One sample in seconds per call; interruptions: how often the system took a core from it."""
         before = self.do_references()["references"] if self._peak else None
-        watch = timer.stopwatch(self._calls[name])
+        watch = self._watches[name]
         watch(1)  # brings the kernel's data back into the caches, which others have used
         switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
         began = time.perf_counter()

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import UsageError, VerificationError
-from tvmopt.options import make_parser, names, positive_int, run
+from tvmopt.options import make_parser, positive_int, run
+from tvmopt.options import names as names_of
 
 if TYPE_CHECKING:
     import argparse
@@ -66,6 +67,14 @@ class Turns:
             interrupted == 0 and min(*before, *after) >= QUIET * peak
             for before, after, interrupted in zip(self.before, self.after, self.interruptions, strict=True)
         ]
+
+    def counted(self, peak: float) -> tuple[list[float], list[int]]:
+        """The times, in seconds, and rounds of the quiet turns; of all where too few were."""
+        from .results import FEWEST_QUIET
+
+        quiet = self.quiet(peak)
+        kept = [i for i, is_quiet in enumerate(quiet) if is_quiet or sum(quiet) < FEWEST_QUIET]
+        return [self.seconds[i] for i in kept], [self.rounds[i] for i in kept]
 
     def peaks(self) -> list[float]:
         """GFLOP/s over registers, of each turn: the better of before and after."""
@@ -112,8 +121,7 @@ def measure(op: str, shape: str, machine: Machine, settings: Settings) -> tuple[
             peers[_TORCH] = Worker(machine.cores, command)
             torch_facts = peers[_TORCH].ask({**request, "contenders": [_TORCH]}, _PREPARE_TIMEOUT_S)
             facts["errors"].update(torch_facts["errors"])
-        turns = {name: Turns() for name in (*facts["contenders"], *peers)}
-        _take_turns(tvm, peers, turns, settings)
+        turns = take_turns(tvm, peers, [*facts["contenders"], *peers], settings)
         for worker in (tvm, *peers.values()):
             for name, error in worker.ask({"do": "finish"}, _PREPARE_TIMEOUT_S)["errors"].items():
                 facts["errors"][name] = max(facts["errors"][name], error)
@@ -130,9 +138,11 @@ def measure(op: str, shape: str, machine: Machine, settings: Settings) -> tuple[
     return [_row(op, shape, name, one, facts, peak, machine, settings) for name, one in turns.items()], notes
 
 
-def _take_turns(tvm: Worker, peers: dict[str, Worker], turns: dict[str, Turns], settings: Settings) -> None:
+def take_turns(tvm: Worker, peers: dict[str, Worker], names: Sequence[str], settings: Settings) -> dict[str, Turns]:
+    """Turns of the contenders `names`, those of `peers` in their own processes, all others in `tvm`'s."""
+    turns = {name: Turns() for name in names}
     shuffle = random.Random(0).shuffle
-    waiting, number = list(turns), 0
+    waiting, number = list(names), 0
     while waiting:
         order = list(waiting)
         shuffle(order)
@@ -157,6 +167,7 @@ def _take_turns(tvm: Worker, peers: dict[str, Worker], turns: dict[str, Turns], 
         peak = max(max(*pair) for one in turns.values() for pair in (*one.before, *one.after))
         waiting = [name for name in waiting if not _enough(turns[name], peak, settings)]
         number += 1
+    return turns
 
 
 def _enough(turns: Turns, peak: float, settings: Settings) -> bool:
@@ -235,11 +246,11 @@ def parser() -> argparse.ArgumentParser:
          "--op conv2d --ladder", "--op conv2d --shape 1x64x56x56,64,3,1,1 --variants manual --show asm",
          "--op gemm --shape 512x512x512 --tune 60"],
     )  # fmt: skip
-    made.add_argument("--op", type=names, metavar="OP,...", help=f"of {', '.join(OPS)}; without it, all of them")
+    made.add_argument("--op", type=names_of, metavar="OP,...", help=f"of {', '.join(OPS)}; without it, all of them")
     made.add_argument("--shape", action="append", metavar="S",
                       help="conv2d: NxCxHxW,OUT,KERNEL,STRIDE,PADDING,GROUPS; gemm: MxKxN; batch_matmul: BxMxKxN; "
                       "max_pool2d: NxCxHxW,KERNEL,STRIDE,PADDING; softmax: MxN; repeatable")  # fmt: skip
-    made.add_argument("--variants", type=names, default=",".join((*_OURS, _TORCH)), metavar="V,...",
+    made.add_argument("--variants", type=names_of, default=",".join((*_OURS, _TORCH)), metavar="V,...",
                       help="which are timed; auto needs a tuning log with the kernel in it")  # fmt: skip
     made.add_argument("--ladder", action="store_true", help="every rung of the schedule's ladder instead")
     made.add_argument("--show", choices=_FORMS,

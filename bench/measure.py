@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,49 +51,64 @@ def measure(
         WorkerError: the model itself cannot be loaded or run in PyTorch. A contender that fails has its `error`
             in its row instead.
     """
-    contenders: list[Contender] = []
-    probe: Probe | None = None
     with tempfile.TemporaryDirectory(prefix="tvmopt-bench-") as directory:
         path = Path(directory) / "reference.pt"
-        try:
-            for case in cases:
-                # All load at once; what is timed, compiling too, begins when they have.
-                contenders.append(Contender(case.name, Worker(case.threads)))
-                contenders[-1].tell({"do": "load", "case": case.to_json()})
-            facts = _reference(cases[0], data, path, report)
-            probe = start_probe(cases[0].threads)
-            for contender in contenders:
-                report(contender.name, "loading")
-                contender.await_told(PREPARE_TIMEOUT_S)
-            for case, contender in zip(cases, contenders, strict=True):
-                if contender.error is None:
-                    report(case.name, "building")
-                    request = {"do": "prepare", "case": case.to_json(), "reference": str(path)}
-                    answer = contender.ask({**request, "warm_up_s": settings.time_limit_s / 4}, PREPARE_TIMEOUT_S)
-                    contender.facts.update(answer or {})
-                report(case.name, contender.error or "ready")
+        with prepared(cases, settings, data, path, report) as (contenders, probe, facts):
             take_turns(contenders, settings, report, probe)
             for case, contender in zip(cases, contenders, strict=True):
                 if contender.error is None:
-                    report(contender.name, "checking")
-                    answer = contender.ask({"do": "finish"}, PREPARE_TIMEOUT_S)
-                    contender.facts.update(answer or {})
-                    if profile and case.peer is None and contender.error is None:
-                        report(contender.name, "profiling")
-                        answer = contender.ask({"do": "profile"}, PREPARE_TIMEOUT_S)
-                        contender.facts.update(answer or {})
-                    contender.worker.stop()
-                    report(contender.name, contender.error or "done")
-        finally:
-            for contender in contenders:
-                contender.worker.stop()
-            if probe is not None:
-                probe.stop()
+                    _finish(case, contender, profile, report)
     best = probe.best if probe is not None else 0.0
     rows = []
     for cold in (False, True) if settings.cold else (False,):
         rows += [_row(*pair, facts, settings, best, cold) for pair in zip(cases, contenders, strict=True)]
     return rows
+
+
+@contextlib.contextmanager
+def prepared(
+    cases: Sequence[Case], settings: Settings, data: Data, path: Path, report: Report
+) -> Iterator[tuple[list[Contender], Probe | None, dict[str, Any]]]:
+    """The contenders, built and verified, each in its process; the probe; and the facts of their model.
+
+    `path` is where the reference is kept. All processes end with the `with`.
+    """
+    contenders: list[Contender] = []
+    probe: Probe | None = None
+    try:
+        for case in cases:
+            # All load at once; what is timed, compiling too, begins when they have.
+            contenders.append(Contender(case.name, Worker(case.threads)))
+            contenders[-1].tell({"do": "load", "case": case.to_json()})
+        facts = _reference(cases[0], data, path, report)
+        probe = start_probe(cases[0].threads)
+        for contender in contenders:
+            report(contender.name, "loading")
+            contender.await_told(PREPARE_TIMEOUT_S)
+        for case, contender in zip(cases, contenders, strict=True):
+            if contender.error is None:
+                report(case.name, "building")
+                request = {"do": "prepare", "case": case.to_json(), "reference": str(path)}
+                answer = contender.ask({**request, "warm_up_s": settings.time_limit_s / 4}, PREPARE_TIMEOUT_S)
+                contender.facts.update(answer or {})
+            report(case.name, contender.error or "ready")
+        yield contenders, probe, facts
+    finally:
+        for contender in contenders:
+            contender.worker.stop()
+        if probe is not None:
+            probe.stop()
+
+
+def _finish(case: Case, contender: Contender, profile: bool, report: Report) -> None:
+    """The last checks of a contender, and its end."""
+    report(contender.name, "checking")
+    contender.facts.update(contender.ask({"do": "finish"}, PREPARE_TIMEOUT_S) or {})
+    if profile and case.peer is None and contender.error is None:
+        report(contender.name, "profiling")
+        contender.facts.update(contender.ask({"do": "profile"}, PREPARE_TIMEOUT_S) or {})
+    contender.worker.stop()
+    report(contender.name, contender.error or "done")
 
 
 def failed_rows(cases: Sequence[Case], error: WorkerError) -> list[dict[str, Any]]:

@@ -108,6 +108,11 @@ class Contender:
     error: str | None = None
     check_at: int = 0
 
+    def forget(self) -> None:
+        """Drops what was measured; the contender stays built."""
+        self.samples, self.cold, self.surroundings = Samples(), Samples(), {}
+        self.spent_s, self.check_at = 0.0, 0
+
     def quiet(self, best: float) -> set[int]:
         """The turns that count; without a probe (`best` is 0) all of them do."""
         turns = set(self.samples.rounds)

@@ -21,6 +21,7 @@ from .. import environment, results, statistics, table
 from ..cases import VARIANTS, Case
 from ..compare import SAME_WITHIN
 from ..measure import Data, measure
+from ..results import counted
 from ..turns import Settings as Turns
 from . import Settings
 
@@ -213,7 +214,7 @@ def verdict(rows: dict[Cell, Row]) -> tuple[str, bool]:
 def _judge(method: str, new: Row, old: Row, holds: Callable[[statistics.Ratio], bool]) -> str:
     if not new["latency_ms"] or not old["latency_ms"]:
         return f"{method} not measured"
-    found = statistics.ratio(new["samples_ms"], new["rounds"], old["samples_ms"], old["rounds"])
+    found = statistics.ratio(*counted(new), *counted(old))
     times = f"{1 / found.value:.2f}x, 95%: {1 / found.high:.2f} to {1 / found.low:.2f}"
     return f"{method} {'yes' if holds(found) else 'NO'} ({times})"
 

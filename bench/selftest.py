@@ -1,0 +1,238 @@
+"""`python -m bench.selftest`: can numbers of this harness, on this machine, now, be believed?
+
+Four experiments whose right answer is known:
+
+    timer     a kernel of 10 microseconds by the bench's timer, beside one native loop of 1000 calls: the same
+    among     a contender measured alone, and taking turns with six others: the same
+    same      kernels compared with themselves, each side in a process of its own: no difference
+    more      a kernel with 3% more work compared with the kernel: a difference
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmopt.options import make_parser, positive_int, run
+
+if TYPE_CHECKING:
+    import argparse
+
+    from tvmopt.machine import Machine
+
+    from .kernels import Settings, Turns
+
+# Sixty-six images beside sixty-eight: 3% more of the same work, on two cores or more.
+_KERNEL, _MORE = "66x16x14x14,16,3,1,1", "68x16x14x14,16,3,1,1"
+_OTHERS = ("original", "manual", "peer:torch", "peer:inductor", "peer:onnxruntime", "peer:openvino")
+_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an experiment came to: `figure` in words, and whether the harness passed."""
+
+    name: str
+    figure: str
+    passed: bool
+    details: list[float]
+
+
+def timer(machine: Machine, repeats: int) -> Finding:
+    """The bench's timer beside one native loop, a kernel of about 10 microseconds; under 2% apart."""
+    import numpy as np
+    import tvm
+    from tvm import te
+
+    from tvmopt.runtime.threads import use_threads
+    from tvmopt.runtime.timer import measure, native_stopwatch
+
+    use_threads(machine.cores)
+    x = te.placeholder((1, 1), name="x")
+    k = te.reduce_axis((0, 6000), name="k")
+    # A chain of dependent additions: nothing in it can be made faster, so that its time says nothing of caches.
+    y = te.compute((1, 1), lambda i, j: te.sum(x[i, j] * te.const(0.5, "float32"), axis=k), name="y")
+    library = tvm.compile(te.create_prim_func([x, y]), target=machine.target()).jit()
+    arguments = [tvm.runtime.tensor(np.ones((1, 1), "float32")) for _ in range(2)]
+    watch = native_stopwatch(library, "main", arguments)
+    ratios = []
+    for _ in range(repeats):
+        loop = statistics.median(watch(1000) / 1000 for _ in range(5))
+        ratios.append(measure(watch, time_limit_s=0.5).median / loop)
+    found = statistics.median(ratios) - 1
+    text = f"{found:+.2%} beside a native loop of 1000 calls of {loop * 1e6:.1f} us (under 2% wanted)"
+    return Finding("timer", text, abs(found) < 0.02, ratios)
+
+
+def among(machine: Machine, repeats: int) -> Finding:
+    """manual of digits_cnn alone, and among six others: medians within 2% in 9 of 10 repeats."""
+    from tvmopt.options import BuildOptions
+
+    from .cases import Case
+    from .measure import Data, prepared
+    from .turns import Settings, take_turns
+
+    options = BuildOptions(threads=machine.cores)
+    cases = [Case("digits_cnn", name, options, f"{name} {i}") for i, name in enumerate(("manual", *_OTHERS))]
+    settings = Settings(time_limit_s=10.0)
+    ratios = []
+    with tempfile.TemporaryDirectory(prefix="tvmopt-selftest-") as folder, ExitStack() as stack:
+        contenders, probe, _ = stack.enter_context(
+            prepared(cases, settings, Data(), Path(folder) / "reference.pt", _silent)
+        )
+        for number in range(repeats):
+            medians = []
+            for group in (contenders[:1], contenders):
+                for contender in group:
+                    contender.forget()
+                take_turns(group, Settings(time_limit_s=10.0, seed=number), _silent, probe)
+                counted, _ = contenders[0].counted(contenders[0].samples, probe.best if probe else 0.0)
+                medians.append(statistics.median(counted.seconds))
+            ratios.append(medians[1] / medians[0])
+    near = sum(abs(ratio - 1) <= 0.02 for ratio in ratios)
+    text = f"{near} of {repeats} medians among {len(_OTHERS)} others within 2% of alone (9 of 10 wanted)"
+    return Finding("among", text, near >= 0.9 * repeats, ratios)
+
+
+def _silent(name: str, text: str) -> None:
+    pass
+
+
+class Builds:
+    """The same kernel in several processes, each measured again and again as `bench.kernels` does it."""
+
+    def __init__(self, shape: str, count: int, machine: Machine, settings: Settings) -> None:
+        from .process import Worker, worker_command
+
+        self._settings = settings
+        self._workers = [Worker(machine.cores, worker_command("kernel_worker")) for _ in range(count)]
+        for worker in self._workers:
+            worker.ask({
+                "do": "prepare", "op": "conv2d", "shape": shape, "threads": machine.cores, "contenders": ["manual"],
+                "log_dir": settings.log_dir, "schedules_dir": None, "ladder": False,
+            }, _TIMEOUT_S)  # fmt: skip
+            worker.settle()
+
+    def __enter__(self) -> Builds:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.stop()
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def measure(self, index: int) -> Turns:
+        """Turns of build `index`."""
+        from .kernels import take_turns
+
+        found = take_turns(self._workers[index], {}, ["manual"], self._settings)["manual"]
+        self._workers[index].settle()
+        return found
+
+
+def _differ(new: Turns, old: Turns) -> tuple[str, float]:
+    """The verdict of `bench.compare`, and the ratio."""
+    from . import statistics as ours
+    from .compare import verdict
+
+    peak = max(max(*pair) for one in (new, old) for pair in (*one.before, *one.after))
+    (a, rounds_a), (b, rounds_b) = new.counted(peak), old.counted(peak)
+    found = ours.ratio(a, rounds_a, b, rounds_b)
+    return verdict(found, rounds_b, rounds_a), found.value
+
+
+def same(machine: Machine, comparisons: int, settings: Settings, builds: int = 12) -> Finding:
+    """`comparisons` of one build with itself, in pairs of processes; at most a tenth may be called different."""
+    generator = random.Random(0)
+    verdicts = []
+    with Builds(_KERNEL, builds, machine, settings) as made:
+        for _ in range(comparisons):
+            first, second = generator.sample(range(len(made)), 2)
+            verdicts.append(_differ(made.measure(first), made.measure(second)))
+    wrong = sum(verdict != "no difference" for verdict, _ in verdicts)
+    text = f"{wrong} of {comparisons} comparisons of a build with itself called different (at most a tenth wanted)"
+    return Finding("same", text, wrong <= comparisons / 10, [ratio for _, ratio in verdicts])
+
+
+def more(machine: Machine, comparisons: int, settings: Settings) -> Finding:
+    """`comparisons` of a kernel with one of 3% more work, each in a process of its own; nine of ten must be found."""
+    verdicts = []
+    with Builds(_KERNEL, 5, machine, settings) as less, Builds(_MORE, 5, machine, settings) as greater:
+        for number in range(comparisons):
+            old = less.measure(number % 5)
+            verdicts.append(_differ(greater.measure((number + number // 5) % 5), old))
+    found = sum(verdict == "slower" for verdict, _ in verdicts)
+    text = f"{found} of {comparisons} comparisons found 3% more work (9 of 10 wanted)"
+    return Finding("more", text, found >= 0.9 * comparisons, [ratio for _, ratio in verdicts])
+
+
+EXPERIMENTS = ("timer", "among", "same", "more")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = make_parser(
+        "selftest", "bench.selftest",
+        "Measures the harness itself, on this machine: experiments whose right answer is known.",
+        ["", "same more --comparisons 20"],
+    )  # fmt: skip
+    made.add_argument("experiments", nargs="*", metavar="NAME", default=list(EXPERIMENTS),
+                      help="of timer, among, same, more; all of them without one")  # fmt: skip
+    made.add_argument("--repeats", type=positive_int, default=10, help="of timer, among and more")
+    made.add_argument("--comparisons", type=positive_int, default=100, help="of same")
+    made.add_argument("--rounds", type=positive_int, default=20, help="quiet turns of a measurement")
+    made.add_argument("--limit", type=positive_int, default=20, metavar="S", help="seconds of turns at most")
+    made.add_argument("--threads", type=positive_int, metavar="N", help="as many as this process has CPUs")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write every ratio to this file")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a line for each experiment; 1 where one failed."""
+    import json
+
+    from tvmopt.errors import UsageError
+    from tvmopt.machine import configure_threads, detect
+
+    from . import environment, results
+    from .kernels import Settings
+
+    args = parser().parse_args(argv)
+    unknown = [name for name in args.experiments if name not in EXPERIMENTS]
+    if unknown:
+        raise UsageError(f"{unknown[0]}: no such experiment; choose from {', '.join(EXPERIMENTS)}")
+    if args.json is not None:
+        results.writable(args.json)
+    machine = detect(args.threads)
+    configure_threads(machine.cores)
+    settings = Settings(quiet=args.rounds, limit_s=args.limit)
+    described = environment.describe(machine, machine.cores)
+    runs = {
+        "timer": lambda: timer(machine, args.repeats),
+        "among": lambda: among(machine, args.repeats),
+        "same": lambda: same(machine, args.comparisons, settings),
+        "more": lambda: more(machine, args.repeats, settings),
+    }
+    findings = []
+    for name in args.experiments:
+        print(f"{name}: measuring", file=sys.stderr, flush=True)
+        findings.append(runs[name]())
+        print(f"{name}: {'passed' if findings[-1].passed else 'FAILED'}: {findings[-1].figure}", flush=True)
+        if args.json is not None:
+            described["load_after"] = environment.load()
+            found = [finding.__dict__ for finding in findings]
+            args.json.write_text(json.dumps({"environment": described, "findings": found}, indent=1) + "\n")
+    return 0 if all(finding.passed for finding in findings) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
