@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 from tvmopt.errors import UsageError, VerificationError
 from tvmopt.options import make_parser, positive_int, run
 
-from . import environment, results, statistics
+from . import commands, environment, results, statistics
 
 if TYPE_CHECKING:
     from tvmopt.machine import Machine
     from tvmopt.model import Model
     from tvmopt.runtime.peak import Peak
 
-_DEFAULTS = {"conv2d": "1x64x56x56,64,3,1,1", "gemm": "1024x1024x1024"}
+# Operator -> the shape taken without --shape.
+DEFAULTS = {"conv2d": "1x64x56x56,64,3,1,1", "gemm": "1024x1024x1024"}
 # More than the peak by this much is a measuring error, not a fast kernel.
 _MOST = 1.02
 # Fewer quiet turns than this say nothing.
@@ -60,7 +62,7 @@ def layer(op: str, shape: str) -> Model:
             module, example = torch.nn.Linear(depth, columns, bias=False), torch.randn(rows, depth)
     except (ValueError, TypeError, RuntimeError):
         forms = {"conv2d": "NxCxHxW,OUT,KERNEL,STRIDE,PADDING,GROUPS", "gemm": "MxKxN"}
-        raise UsageError(f"--shape {shape}: not of the form {forms[op]}, for instance {_DEFAULTS[op]}") from None
+        raise UsageError(f"--shape {shape}: not of the form {forms[op]}, for instance {DEFAULTS[op]}") from None
     return from_module(module, example, name=f"{op}-{shape}")
 
 
@@ -225,7 +227,7 @@ def parser() -> argparse.ArgumentParser:
         "bench.kernels", "bench.kernels", "Times single kernels by hand-written schedule against the measured peak.",
         ["", "--op conv2d --shape 1x256x14x14,256,3,1,1", "--op gemm --shape 512x512x512 --json gemm.json"],
     )  # fmt: skip
-    made.add_argument("--op", choices=sorted(_DEFAULTS), help="the operator; without it, each with its default shape")
+    made.add_argument("--op", choices=sorted(DEFAULTS), help="the operator; without it, each with its default shape")
     made.add_argument("--shape", action="append", metavar="S",
                       help="conv2d: NxCxHxW,OUT,KERNEL,STRIDE,PADDING,GROUPS; gemm: MxKxN; repeatable")  # fmt: skip
     made.add_argument("--threads", type=positive_int, metavar="N", help="as many as this process has CPUs")
@@ -239,13 +241,14 @@ def _main(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
     if args.shape and not args.op:
         raise UsageError("--shape needs --op")
-    defaults = [(op, shape) for op, shape in _DEFAULTS.items() if args.op in (None, op)]
+    defaults = [(op, shape) for op, shape in DEFAULTS.items() if args.op in (None, op)]
     wanted = [(args.op, shape) for shape in args.shape] if args.shape else defaults
     from tvmopt.machine import configure_threads, detect
 
     machine = detect(args.threads)
     configure_threads(machine.cores)
     described = environment.describe(machine, machine.cores)
+    described["command"] = commands.recorded("bench.kernels", sys.argv[1:] if argv is None else argv)
     rows = [measure(op, shape, machine, args.rounds, args.limit) for op, shape in wanted]
     described["load_after"] = environment.load()
     if args.json:

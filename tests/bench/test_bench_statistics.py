@@ -57,6 +57,6 @@ def test_mann_whitney_and_geometric_mean(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(statistics, "_EXACT_PAIRS", 0)
     # The normal curve calls the few tied ones different, which 4 in 70 arrangements are; for many it is as good.
     assert statistics.mann_whitney(*tied) < 0.05 < counted[0]
-    assert statistics.mann_whitney(range(20), range(5, 25)) == pytest.approx(counted[1], rel=0.05)
+    assert statistics.mann_whitney(range(20), range(5, 25)) == pytest.approx(counted[1], rel=0.1)
     assert statistics.geometric_mean([0.5, 2.0]) == pytest.approx(1.0)
     assert math.isnan(statistics.geometric_mean([]))
