@@ -22,7 +22,10 @@ def test_a_kernel_is_verified_and_set_beside_the_peak(tmp_path: Path) -> None:
         "--op", "conv2d", "--shape", "1x17x13x13,33,3,2,1", "--rounds", "5", "--limit", "1", "--json", str(file)
     )
     assert done.returncode == 0, done.stderr
-    (result,) = results.read(file)["results"]
+    document = results.read(file)
+    wanted = "python -m bench.kernels --op conv2d --shape 1x17x13x13,33,3,2,1 --rounds 5 --limit 1"
+    assert document["environment"]["command"] == wanted
+    (result,) = document["results"]
     assert len(result["samples_ms"]) == len(result["shares"]) == len(result["quiet"]) >= 5
     assert 0 < result["peak_fraction"] < 1
     assert result["max_abs_err"] < 1e-4
