@@ -209,7 +209,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(text, end="")
     failing = [(one, line) for one in made for line in one.fails]
-    for one, line in failing:
+    # Printed Markdown has said it already.
+    for one, line in failing if args.output is not None or form != "markdown" else []:
         print(f"fails: {line.row['model']} {line.row['variant']}: {line.verdict} ({one.new})", file=sys.stderr)
     return 1 if failing else 0
 

@@ -39,7 +39,8 @@ def _section(one: Comparison) -> str:
     means = [f"{name} {mean:.3f} (of {count})" for name, (mean, count) in _means(one).items() if mean is not None]
     if means:
         said.append(f"geometric mean of new/old: {', '.join(means)}")
-    said += [f"fails: {line.row['model']} {line.row['variant']}: {line.verdict}" for line in one.fails]
+    said += [""] * bool(one.fails)
+    said += [f"- fails: {line.row['model']} {line.row['variant']}: {line.verdict}" for line in one.fails]
     return "\n".join(said) + "\n"
 
 
