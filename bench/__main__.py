@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints and saves; 1 where a variant of ours failed."""
     args = parser().parse_args(argv)
     options = build_options(args)
-    from . import environment, results, table
+    from . import commands, environment, results, table
     from .cases import contenders
     from .measure import Data
     from .peers import installed
@@ -99,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings(samples=min(args.samples, _QUICK_SAMPLES), time_limit_s=_QUICK_LIMIT_S, cold=args.cold)
     data = Data(None if args.dataset == "none" else args.dataset, args.dataset is None, args.data_dir, args.limit)
     described = environment.describe(machine, machine.cores)
+    described["command"] = commands.recorded("bench", sys.argv[1:] if argv is None else argv)
     described["settings"] = {"samples": settings.samples, "time_limit_s": settings.time_limit_s, "quick": args.quick}
     described["skipped_peers"] = skipped
     if (described["load_before"] or 0.0) > _BUSY:

@@ -1,4 +1,17 @@
-"""`python -m bench.compare OLD NEW`: what became faster, what slower, and what only looks so."""
+"""`python -m bench.compare OLD NEW [NEWER ...]`: what became faster, what slower, and what only looks so.
+
+A contender is called different only if the interval of its ratio excludes 1, the test between the rounds agrees, and
+the ratio is off by more than SAME_WITHIN. Where rounds differ by 1%, 1% of the builds compared with themselves are
+called different at 10 rounds and fewer at 30; of true differences of 3%, four in five are found at 10 rounds and all
+at 30 (tests/bench/test_bench_verdicts.py simulates it). That is for each line: of twenty, one may well be wrong.
+
+But a file holds one process a contender, and what a process has drawn once (where its memory came to lie) is the same
+in all of its rounds. So what is judged is those two processes. More rounds make that surer, and say nothing of the
+next process of the same build: if processes differ by 0.5%, which SAME_WITHIN covers in part, a tenth of the builds
+compared with themselves are called different at 10 rounds and a fifth at 30. Before a difference of a few per cent is
+believed, run both builds again, and compare those runs too. The mean over the peers, which nobody changed, says how
+much the machine itself did.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +35,14 @@ _SIGNIFICANT = 0.05
 _FEWEST_ROUNDS = 4
 # What, if it differs, may itself be why the times do.
 _MATTERS = ("host", "cpu", "cores_usable", "threads", "governor", "turbo", "kernel", "python", "versions", "git")
+# Literal, because --help must not import what writes them.
+_FORMATS = ("markdown", "csv", "json")
+_SUFFIXES = {".md": "markdown", ".csv": "csv", ".json": "json"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """One contender in both files: new / old, and what that means. `ratio` is None where one of them has no times."""
+    """One contender: new / old, and what that means. `ratio` is None where there is nothing to compare."""
 
     row: dict[str, Any]
     old_ms: float | None
@@ -34,28 +50,94 @@ class Line:
     ratio: Ratio | None
     verdict: str
 
+    def exceeds(self, share: float) -> bool:
+        """Whether it is slower by more than `share` at the interval's lower end, or newly fails."""
+        if self.ratio is None:
+            return self.verdict == "failed in new"
+        return self.verdict == "slower" and self.ratio.low > 1 + share
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A part of the environment that is not the same."""
+
+    name: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.old} -> {self.new}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One file against the baseline: `lines` of the contenders in both, `others` of those that have no counterpart.
+
+    `fails` are the lines that exceed --fail-above, empty without it.
+    """
+
+    old: str
+    new: str
+    differences: list[Difference]
+    lines: list[Line]
+    others: list[Line]
+    fails: list[Line]
+
+    def ratios(self, peers: bool | None = None) -> list[float]:
+        """The ratios there are: of all, or of the peers only (True), or of our variants only (False)."""
+        from .cases import PEER
+
+        found = [line for line in self.lines if line.ratio is not None]
+        chosen = [line for line in found if peers is None or line.row["variant"].startswith(PEER) == peers]
+        return [line.ratio.value for line in chosen if line.ratio is not None]
+
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Line]:
-    """A line for every contender in both documents, in the new one's order."""
+    """A line for every contender that stands once in both documents, in the new one's order."""
+    before, after = _contenders(old), _contenders(new)
+    return [_line(before[k][0], rows[0]) for k, rows in after.items() if len(rows) == len(before.get(k, ())) == 1]
+
+
+def unmatched(old: dict[str, Any], new: dict[str, Any]) -> list[Line]:
+    """A line for every contender that is not compared: missing in one document, or more than once in one."""
+    before, after = _contenders(old), _contenders(new)
+    lines = []
+    for key in {**after, **before}:
+        rows = {"old": before.get(key, []), "new": after.get(key, [])}
+        if all(len(found) == 1 for found in rows.values()):
+            continue
+        twice = [f"{len(found)} times in {name}" for name, found in rows.items() if len(found) > 1]
+        only = "only in new" if not rows["old"] else "only in old"
+        first_old, first_new = (next(iter(rows[name]), None) for name in ("old", "new"))
+        # Of several rows none is meant more than the others, so no time is given.
+        old_ms, new_ms = (None if row is None or twice else _median(row) for row in (first_old, first_new))
+        lines.append(Line(first_new or first_old or {}, old_ms, new_ms, None, " and ".join(twice) or only))
+    return lines
+
+
+def _contenders(document: dict[str, Any]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
     from . import results
 
-    before = {results.key(row): row for row in old["results"]}
-    return [_line(before[results.key(row)], row) for row in new["results"] if results.key(row) in before]
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in document["results"]:
+        found.setdefault(results.key(row), []).append(row)
+    return found
 
 
 def _line(old: dict[str, Any], new: dict[str, Any]) -> Line:
-    from . import statistics
+    from . import results, statistics
 
     if not old["latency_ms"] or not new["latency_ms"]:
         failed = [name for name, row in (("old", old), ("new", new)) if not row["latency_ms"]]
         return Line(new, _median(old), _median(new), None, f"failed in {' and '.join(failed)}")
-    found = statistics.ratio(new["samples_ms"], new["rounds"], old["samples_ms"], old["rounds"])
-    return Line(new, _median(old), _median(new), found, _verdict(found, old, new))
+    (after, new_rounds), (before, old_rounds) = results.counted(new), results.counted(old)
+    found = statistics.ratio(after, new_rounds, before, old_rounds)
+    return Line(new, _median(old), _median(new), found, verdict(found, old_rounds, new_rounds))
 
 
-def _verdict(found: Ratio, old: dict[str, Any], new: dict[str, Any]) -> str:
+def verdict(found: Ratio, old_rounds: Sequence[int], new_rounds: Sequence[int]) -> str:
     """ "faster" or "slower" only if the interval excludes 1, the rounds' test agrees, and the size is not a nothing."""
-    if min(len(set(old["rounds"])), len(set(new["rounds"]))) < _FEWEST_ROUNDS:
+    if min(len(set(old_rounds)), len(set(new_rounds))) < _FEWEST_ROUNDS:
         return "too few rounds"
     apart = found.low > 1 or found.high < 1
     if not apart or found.p >= _SIGNIFICANT or abs(found.value - 1) < SAME_WITHIN:
@@ -63,41 +145,33 @@ def _verdict(found: Ratio, old: dict[str, Any], new: dict[str, Any]) -> str:
     return "slower" if found.value > 1 else "faster"
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One line for each part of the environment that differs and may explain a difference in time."""
-    lines: list[str] = []
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Difference]:
+    """Each part of the environment that differs and may explain a difference in time."""
+    found: list[Difference] = []
     for name in _MATTERS:
         a, b = old["environment"].get(name), new["environment"].get(name)
         if isinstance(a, dict) and isinstance(b, dict):
-            lines += [f"{name}.{k}: {a.get(k)} -> {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
+            parts = [Difference(f"{name}.{k}", a.get(k), b.get(k)) for k in sorted({*a, *b})]
+            found += [part for part in parts if part.old != part.new]
         elif a != b:
-            lines.append(f"{name}: {a} -> {b}")
-    return lines
+            found.append(Difference(name, a, b))
+    return found
 
 
-def render(lines: Sequence[Line]) -> str:
-    """The lines as a Markdown table, which reads well on a terminal too."""
-    from .table import milliseconds
+def comparison(old_path: Path, new_path: Path, fail_above: float | None = None) -> Comparison:
+    """All that is said of a file beside the baseline.
 
-    header = ["model", "contender", "old ms", "new ms", "new/old", "95%", "p", "verdict"]
-    body = []
-    for line in lines:
-        r = line.ratio
-        body.append(
-            [
-                line.row["model"],
-                line.row["variant"],
-                milliseconds(line.old_ms) if line.old_ms is not None else "",
-                milliseconds(line.new_ms) if line.new_ms is not None else "",
-                f"{r.value:.3f}" if r else "",
-                f"{r.low:.3f} to {r.high:.3f}" if r else "",
-                f"{r.p:.3f}" if r else "",
-                line.verdict,
-            ]
-        )
-    widths = [max(len(row[i]) for row in [header, *body]) for i in range(len(header))]
-    texts = ["| " + " | ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)) + " |" for row in [header, *body]]
-    return "\n".join([texts[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *texts[1:]])
+    Raises:
+        DataError: a file that cannot be read or is no result file, or two files that have no contender in common.
+    """
+    from . import results
+
+    old, new = results.read(old_path), results.read(new_path)
+    lines, others = compare(old, new), unmatched(old, new)
+    if not lines:
+        raise DataError(f"{old_path} and {new_path} have no contender in common: nothing to compare")
+    fails = [] if fail_above is None else [line for line in lines if line.exceeds(fail_above)]
+    return Comparison(str(old_path), str(new_path), differences(old, new), lines, others, fails)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -105,52 +179,56 @@ def parser() -> argparse.ArgumentParser:
     made = make_parser(
         "compare",
         "bench.compare",
-        "Compares two saved runs, contender by contender: the ratio of the medians with its 95% interval, and a "
-        "Mann-Whitney test between their rounds. Without files, the last two saved runs of this host.",
-        ["", "old.json new.json", "old.json new.json --fail-above 5%"],
+        "Compares saved runs, contender by contender: the ratio of the medians with its 95% interval, and a "
+        "Mann-Whitney test between their rounds. The first run is the baseline of all others. Without files, the last "
+        "two saved runs of this host.",
+        ["", "old.json new.json", "old.json new.json --fail-above 5%", "old.json new.json newer.json -o changes.csv"],
     )
-    made.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the old run and the new one")
+    made.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the old run, and one or more new ones")
     made.add_argument("--fail-above", type=percentage, metavar="SHARE",
                       help="exit with 1 where one is slower by more, at the interval's lower end")  # fmt: skip
+    made.add_argument("--format", choices=_FORMATS, help="by -o's suffix (.md, .csv, .json), else markdown")
+    made.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to this file, and print nothing")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the comparison; 1 where --fail-above is exceeded, or a contender newly fails under it."""
+    """Prints or writes the comparisons; 1 where --fail-above is exceeded, or a contender newly fails under it."""
+    import sys
+
     args = parser().parse_args(argv)
-    old_path, new_path = _paths(args.files)
-    from . import results, statistics
+    form = _format(args.format, args.output)
+    paths = _paths(args.files)
+    if args.output is not None and args.output.resolve() in [path.resolve() for path in paths]:
+        raise UsageError(f"--output {args.output}: is one of the files compared; name another")
+    from . import compare_formats, results
 
-    old, new = results.read(old_path), results.read(new_path)
-    lines = compare(old, new)
-    if not lines:
-        raise DataError(f"{old_path} and {new_path} have no contender in common: nothing to compare")
-    print(f"old: {old_path}\nnew: {new_path}")
-    for difference in differences(old, new):
-        print(f"differs: {difference}")
-    print(render(lines))
-    ratios = [line.ratio.value for line in lines if line.ratio is not None]
-    if ratios:
-        print(f"geometric mean of new/old over {len(ratios)} contenders: {statistics.geometric_mean(ratios):.3f}")
-    if args.fail_above is None:
-        return 0
-    bad = [line for line in lines if _exceeds(line, args.fail_above)]
-    for line in bad:
-        print(f"fails: {line.row['model']} {line.row['variant']}: {line.verdict}")
-    return 1 if bad else 0
+    made = [comparison(paths[0], path, args.fail_above) for path in paths[1:]]
+    text = compare_formats.WRITERS[form](made)
+    if args.output is not None:
+        results.write_text(args.output, text)
+    else:
+        print(text, end="")
+    failing = [(one, line) for one in made for line in one.fails]
+    # Printed Markdown has said it already.
+    for one, line in failing if args.output is not None or form != "markdown" else []:
+        print(f"fails: {line.row['model']} {line.row['variant']}: {line.verdict} ({one.new})", file=sys.stderr)
+    return 1 if failing else 0
 
 
-def _exceeds(line: Line, share: float) -> bool:
-    if line.ratio is None:
-        return line.old_ms is not None
-    return line.verdict == "slower" and line.ratio.low > 1 + share
+def _format(chosen: str | None, output: Path | None) -> str:
+    if chosen is not None or output is None:
+        return chosen or "markdown"
+    if output.suffix.lower() not in _SUFFIXES:
+        raise UsageError(f"--output {output}: give --format, or a name that ends in {', '.join(_SUFFIXES)}")
+    return _SUFFIXES[output.suffix.lower()]
 
 
-def _paths(files: Sequence[Path]) -> tuple[Path, Path]:
-    if len(files) == 2:
-        return files[0], files[1]
+def _paths(files: Sequence[Path]) -> list[Path]:
+    if len(files) > 1:
+        return list(files)
     if files:
-        raise UsageError(f"{len(files)} files given: two are compared, the old and the new, or none for the last two")
+        raise UsageError("one file given: the old run and at least one new one are needed, or none for the last two")
     from tvmopt.machine import detect
 
     from . import environment, results
@@ -159,7 +237,7 @@ def _paths(files: Sequence[Path]) -> tuple[Path, Path]:
     saved = results.saved_runs(root, host)
     if len(saved) < 2:
         raise DataError(f"{len(saved)} saved runs in {root / host}, two are needed: run the bench, or name two files")
-    return saved[-2], saved[-1]
+    return saved[-2:]
 
 
 def _median(row: dict[str, Any]) -> float | None:

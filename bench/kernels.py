@@ -294,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tvmopt.machine import configure_threads, detect
 
-    from . import environment, kernel_table, results
+    from . import commands, environment, kernel_table, results
 
     if args.json is not None:
         results.writable(args.json)
@@ -304,6 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.variants, args.rounds, args.limit, str(args.log_dir), args.schedules, args.ladder, args.show
     )
     described = environment.describe(machine, machine.cores)
+    described["command"] = commands.recorded("bench.kernels", sys.argv[1:] if argv is None else argv)
     console = Console(emoji=False, width=None if sys.stdout.isatty() else 160)
     print(machine.describe(), file=sys.stderr)
     rows: list[dict[str, Any]] = []

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(name, RECIPES, 1, 0.4)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(RECIPES)}"
         raise UsageError(f"unknown recipe {args.name!r}: {hint}")
+    from . import commands
+
     options = build_options(args)
     if args.log_dir is not None:
         options = dataclasses.replace(options, log_dir=args.log_dir)
@@ -65,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = Settings(
         options, args.quick, args.data_dir or os.environ.get("TVMOPT_DATA_DIR"), args.epochs, args.trials,
         args.time_budget, args.limit, args.samples, args.time_limit, args.log_dir is not None, args.markdown, args.json,
+        commands.recorded("bench.recipe", sys.argv[1:] if argv is None else argv),
     )  # fmt: skip
     module = importlib.import_module(f".recipes.{RECIPES[name][0]}", __package__)
     return int(module.run(settings))

@@ -123,7 +123,11 @@ def writable(path: Path) -> None:
 
 def write(document: Mapping[str, Any], path: Path) -> Path:
     """Writes a document, whole or not at all; raises OutputError where that cannot be done."""
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    return write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes a file, whole or not at all; raises OutputError where that cannot be done."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ class Settings:
     options: what is built, and for what; its `log_dir` is where tuning logs are kept if `keep_logs`, else a temporary
     directory is taken. data_dir: where MNIST is; None for scikit-learn's digits. epochs, trials, limit: passes over
     the training images, candidates of a search, test images; None for the recipe's own. time_budget_s: of one search.
+    command: what the results are recorded to have been made with.
     """
 
     options: BuildOptions
@@ -39,3 +40,4 @@ class Settings:
     keep_logs: bool = False
     markdown: bool = False
     json: Path | None = None
+    command: str | None = None

@@ -157,6 +157,7 @@ def _measure(by_method: dict[str, BuildOptions], plan: _Plan, data_dir: str | No
 
 def _environment(machine: Machine, plan: _Plan, settings: Settings, top1: float) -> dict[str, Any]:
     described = environment.describe(machine, machine.cores)
+    described["command"] = settings.command
     described["settings"] = {
         "samples": plan.turns.samples, "time_limit_s": plan.turns.time_limit_s, "quick": settings.quick,
     }  # fmt: skip

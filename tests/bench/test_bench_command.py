@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -79,6 +80,9 @@ def test_peers_are_measured_verified_and_scored(model: str, tmp_path: Path) -> N
         assert len(row["samples_ms"]) >= 3
         assert row["peak_memory_bytes"] > 1e7
     assert document["environment"]["threads"] == 1
+    # As given, but for where the file is on this machine, and where the results went.
+    recorded = document["environment"]["command"]
+    assert re.match(r"python -m bench \w+\.py:make --variants none", recorded) and "json" not in recorded
     assert "fastest peer" in done.stdout.splitlines()[-1]
 
 

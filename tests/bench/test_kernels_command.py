@@ -31,7 +31,11 @@ def test_variants_and_torch_are_verified_and_set_beside_the_roof(tmp_path: Path)
         "--log-dir", str(tmp_path), "--show", "tir",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = {row["variant"]: row for row in results.read(file)["results"]}
+    document = results.read(file)
+    assert document["environment"]["command"].startswith(
+        "python -m bench.kernels --op conv2d --shape 1x17x13x13,33,3,2,1 --rounds 5 --limit 1 --log-dir"
+    )
+    found = {row["variant"]: row for row in document["results"]}
     assert list(found) == ["original", "manual", "peer:torch"]
     for row in found.values():
         assert len(row["samples_ms"]) == len(row["shares"]) == len(row["quiet"]) >= 3

@@ -48,6 +48,8 @@ def test_quick_on_the_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert row["accuracy"]["agreement"] == 1.0
         assert (row["tuning_s"] is not None) == (row["variant"] == "auto")
     assert document["environment"]["recipe"]["dataset"] == "digits"
+    wanted = "python -m bench.recipe conv-vs-gemm --quick --trials 3 --limit 100 --log-dir logs"
+    assert document["environment"]["command"] == wanted
     # A log for each method, with records in it.
     assert len(list(logs.glob("*/mnist_cnn*/manifest.json"))) == 2
 
