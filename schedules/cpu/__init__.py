@@ -1,6 +1,6 @@
 """Rules for CPUs, from the most special to the most general: the first that does not decline schedules a kernel."""
 
-from . import batch_matmul, conv2d_depthwise, conv2d_direct, conv2d_gemm, dense, fallback, pointwise, product
+from . import batch_matmul, conv2d_depthwise, conv2d_direct, conv2d_gemm, dense, fallback, pointwise, pool, product
 
 RULES = [
     ("conv2d_direct", 4, conv2d_direct.rule),
@@ -9,6 +9,7 @@ RULES = [
     ("conv2d_depthwise", 2, conv2d_depthwise.rule),
     ("dense", 3, dense.rule),
     ("batch_matmul", 3, batch_matmul.rule),
+    ("pool", 1, pool.rule),
     ("fallback", 1, fallback.rule),
 ]
 
@@ -20,4 +21,5 @@ LADDERS = {
     "conv2d_depthwise": conv2d_depthwise.LADDER,
     "dense": dense.LADDER,
     "batch_matmul": batch_matmul.LADDER,
+    "pool": pool.LADDER,
 }

@@ -1,0 +1,89 @@
+"""Max and average pooling in the blocked layout: windows of rows and columns, a block of channels in the lanes.
+
+Every input value is used by a few neighbouring windows and never for another channel, so the kernel lives on memory: a
+task is one block of channels and a band of rows, its padded input is made in the core's own cache, and a tile of
+pixels of one row is reduced in registers, all taps unrolled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.s_tir import Schedule
+
+from tvmopt.machine import Machine
+
+from .common import (
+    FIRST,
+    LAST,
+    LONGEST_VECTOR,
+    Rung,
+    block_names,
+    divisors,
+    extent,
+    fuse_epilogue,
+    is_reduction,
+    parallelize,
+    stage,
+    vectorize_fill,
+    vectorize_unroll,
+)
+
+LADDER = [
+    Rung("lanes", "one window at a time, a block of channels in the lanes of a register", {}),
+    Rung("tile", "a tile of windows of one row in registers", {"columns": FIRST}),
+    Rung("parallel", "bands of rows of one block of channels on all cores", {"parallel": "no", "band": LAST}),
+    Rung("pad", "the border made per task, in the core's own cache", {"pad": "stage"}),
+]
+
+
+def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule | None:
+    """Schedule a pooling kernel of blocked images; declines others, as those of windows whose size varies."""
+    if kernel.op != "pool2d":
+        return None
+    names = block_names(sch)
+    reductions = [name for name in names if is_reduction(sch, sch.get_sblock(name))]
+    if len(reductions) != 1:
+        return None
+    anchor = sch.get_sblock(reductions[0])
+    kinds = [int(iv.iter_type) for iv in sch.get(anchor).iter_vars]
+    if kinds != [0] * 5 + [2] * 2 or len(sch.get_loops(anchor)) != 7:
+        return None
+    n, _blocks, height, width, lanes = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars[:5])
+    if not 1 < lanes <= LONGEST_VECTOR:
+        return None
+    pads = [name for name in names[: names.index(reductions[0])] if name.startswith("pad")]
+    pad = sch.get_sblock(pads[0]) if pads else None
+    output = fuse_epilogue(sch, anchor, [pad] if pad is not None else [])
+    if output is None or len(sch.get_loops(output)) != 5:
+        return None
+    # One register a window; half of them, because the taps in flight need some too.
+    columns_options = [c for c in divisors(width) if c <= machine.registers // 2]
+    columns = choose("columns", columns_options, columns_options[-1])
+    # A task's input and output stay in L1; two tasks a core at least, so that one core does not wait for the other.
+    row_bytes = 4 * lanes * width * (1 + kernel.bytes // max(4 * n * _blocks * height * width * lanes, 1))
+    bands = divisors(height)
+    fitting = [b for b in bands if b * row_bytes <= machine.l1]
+    band = choose("band", bands, fitting[-1] if fitting else 1)
+
+    ln, lco, ly, lx, _lci = sch.get_loops(output)
+    y_band, _y_rows = sch.split(ly, [None, band])
+    x_tiles, _x_tile = sch.split(lx, [None, columns])
+    task = sch.fuse(ln, lco, y_band)
+    parallel = parallelize(sch, task, kernel, choose)
+    sch.compute_at(anchor, x_tiles, preserve_unit_loops=True)
+    if pad is not None and choose("pad", ["task"], "task") == "task":
+        sch.compute_at(pad, task, preserve_unit_loops=True)
+        vectorize_fill(sch, pad)
+    elif pad is not None:
+        stage(sch, pad, parallel)
+    tn, tco, ty, tx, tci, rkh, rkw = sch.get_loops(anchor)[-7:]
+    sch.reorder(rkh, rkw, tn, tco, ty, tx, tci)
+    if extent(sch, rkh) * extent(sch, rkw) <= LONGEST_VECTOR:
+        sch.unroll(rkh)
+        sch.unroll(rkw)
+    vectorize_unroll(sch, anchor, 1)
+    vectorize_unroll(sch, output, 1)
+    init = sch.decompose_reduction(anchor, rkh)
+    vectorize_unroll(sch, init, 1)
+    return sch
