@@ -59,8 +59,28 @@ class Line:
         }
 
 
-def profile(model: Model, variant: str, machine: Machine, options: BuildOptions) -> list[Line]:
-    """Times every kernel of a variant, slowest in the network first.
+@dataclass(frozen=True)
+class Roof:
+    """The machine's: `gflops` of arithmetic, and `bandwidths`, bytes a second by the bytes that are worked on."""
+
+    gflops: float
+    bandwidths: tuple[tuple[int, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict."""
+        return {"gflops": self.gflops, "bandwidths": [list(pair) for pair in self.bandwidths]}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The kernels of a variant, slowest in the network first, and the roof they were set against."""
+
+    lines: list[Line]
+    roof: Roof
+
+
+def profile(model: Model, variant: str, machine: Machine, options: BuildOptions) -> Profile:
+    """Times every kernel of a variant.
 
     Raises:
         TvmoptError: what building the variant raises.
@@ -77,17 +97,17 @@ def profile(model: Model, variant: str, machine: Machine, options: BuildOptions)
         lowered, variant, machine, log_path=log_path_of(model, machine, options.log_dir, strategies),
         schedules_dir=options.schedules_dir, model=model,
     )  # fmt: skip
-    peak, bandwidth = Peak(machine).roof().gflops * 1e9, Bandwidth(machine)
+    peak, bandwidth = Peak(machine).roof().gflops, Bandwidth(machine)
     lines = []
     for kernel in lowered.kernels:
         plan = scheduling.plan.get(kernel.key)
         seconds = _time(kernel, scheduling.functions.get(kernel.name, kernel.func), machine)
-        roof = max(kernel.flops / peak, kernel.bytes / bandwidth(kernel.bytes))
+        roof = max(kernel.flops / (peak * 1e9), kernel.bytes / bandwidth(kernel.bytes))
         source = plan.source if plan else "original"
         lines.append(
             Line(kernel.name, kernel.op, kernel.shape, source, kernel.calls, seconds, kernel.flops, kernel.bytes, roof)
         )
-    return sorted(lines, key=lambda line: -line.total_s)
+    return Profile(sorted(lines, key=lambda line: -line.total_s), Roof(peak, bandwidth.known))
 
 
 def _time(kernel: Kernel, function: Any, machine: Machine) -> float:
