@@ -39,7 +39,7 @@ def render(documents: Sequence[tuple[str, dict[str, Any]]]) -> str:
         header=header,
         shared=tables.shared(runs),
         texts=header.index(table.HEADER[0]) + 1,
-        lines=tables.lines(runs, groups),
+        lines=tables.lines(runs),
         sections=found,
         profiles=kernels.tables(groups),
         environment=tables.environment(runs),

@@ -97,8 +97,7 @@ def _chart(group: Group) -> Chart | None:
     data = ceilings + [_markers(row, label, points) for row, label, points in drawn if points]
     figure = style.figure(
         data, 460, annotations=labels, showlegend=True,
-        xaxis=style.axis("operations a byte", type="log", range=[math.log10(x_low), math.log10(x_high)], dtick=1),
-        yaxis=style.axis("GFLOP/s", type="log", range=[math.log10(y_low), math.log10(y_high)], dtick=1),
+        xaxis=style.log_axis("operations a byte", x_low, x_high), yaxis=style.log_axis("GFLOP/s", y_low, y_high),
     )  # fmt: skip
     return Chart(group.title, figure, _notes(group, peak, bandwidths))
 

@@ -79,11 +79,17 @@ def value_axis(title: str, values: Sequence[float], *, room: float = 0.0, bars: 
     if low > 0 and high / low > _LINEAR_UP_TO:
         bottom, top = math.log10(low) - 0.3, math.log10(high)
         span = (top - bottom) / (1 - room)
-        # On more than two decades the ticks between powers of ten crowd each other on a phone.
-        return axis(f"{title}, logarithmic", type="log", range=[bottom, bottom + span + 0.05], dtick=1)
+        return log_axis(f"{title}, logarithmic", 10**bottom, 10 ** (bottom + span + 0.05))
     margin = (high - low or high or 1.0) * 0.08
     bottom = 0.0 if bars else max(0.0, low - margin)
     return axis(title, range=[bottom, bottom + (high + margin - bottom) / (1 - room)], nticks=7)
+
+
+def log_axis(title: str, low: float, high: float) -> dict[str, Any]:
+    """A logarithmic axis from `low` to `high`."""
+    bounds = [math.log10(low), math.log10(high)]
+    # On more than two decades the ticks between powers of ten crowd each other on a phone.
+    return axis(title, type="log", range=bounds, dtick=1 if bounds[1] - bounds[0] > 2 else "D2")
 
 
 def figure(data: Sequence[dict[str, Any]], height: int, **layout: Any) -> dict[str, Any]:

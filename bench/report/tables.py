@@ -8,7 +8,8 @@ from typing import Any
 
 from .. import table
 from .roofline import size_text
-from .runs import Group, Row, Run, is_kernel, is_peer, sparsity_text
+from .runs import Row, Run, is_peer, sparsity_text
+from .style import short
 
 
 @dataclass(frozen=True)
@@ -40,29 +41,28 @@ class Fact:
 def header(runs: Sequence[Run]) -> list[str]:
     """The result table's columns; those up to the contender hold texts."""
     found = ["run", "model", "setting", *table.HEADER]
-    return [name for name in found if (name != "run" or len(runs) > 1) and (name != "setting" or not shared(runs))]
+    return [name for name in found if (name != "run" or len(runs) > 1) and (name != "setting" or _differ(runs))]
 
 
-def shared(runs: Sequence[Run]) -> str:
-    """The setting of all rows, where it is one."""
-    settings = {_setting(row) for run in runs for row in run.rows}
-    return settings.pop() if len(settings) == 1 else ""
+def shared(runs: Sequence[Run]) -> list[str]:
+    """What all rows have in common of batch, data type, threads, strategy and sparsity."""
+    settings = [_setting(row) for run in runs for row in run.rows]
+    return [part for part in (settings[0] if settings else []) if all(part in setting for setting in settings)]
 
 
-def lines(runs: Sequence[Run], groups: Sequence[Group]) -> list[Line]:
+def lines(runs: Sequence[Run]) -> list[Line]:
     """The results in the order of their files."""
-    names = {id(row): label for group in groups for row, label in zip(group.rows, group.labels, strict=True)}
-    shown = header(runs)
+    shown, common = header(runs), set(shared(runs))
     found = []
     for run in runs:
         by_id: dict[int, Line] = {}
         for rows in table.by_model(run.rows).values():
             peer = table.fastest_peer(rows)
             for row, printed in zip(rows, table.cells(rows), strict=True):
-                label = row["variant"].removeprefix("peer:") if is_kernel(row) else names[id(row)]
+                setting = ", ".join(part for part in _setting(row) if part not in common)
                 values = _values(row, peer)
                 measured = [Cell(text, value) for text, value in zip(printed[1:], values, strict=True)]
-                texts = {"run": run.name, "model": row["model"], "setting": _setting(row), "contender": label}
+                texts = {"run": run.name, "model": row["model"], "setting": setting, "contender": short(row["variant"])}
                 cells = [Cell(texts[name]) for name in shown if name in texts]
                 by_id[id(row)] = Line(
                     row["model"], "peers" if is_peer(row) else "ours", cells + measured, row["error"] or ""
@@ -110,11 +110,15 @@ def _values(row: Row, peer: Row | None) -> list[float | None]:
     ]  # fmt: skip
 
 
-def _setting(row: Row) -> str:
+def _differ(runs: Sequence[Run]) -> bool:
+    common = set(shared(runs))
+    return any(set(_setting(row)) - common for run in runs for row in run.rows)
+
+
+def _setting(row: Row) -> list[str]:
     parts = [f"batch {row['batch']}", row["dtype"], f"{row['threads']} threads"]
     parts += [row["strategy"]] if row["strategy"] != "default" and not is_peer(row) else []
-    parts += [text for text in [sparsity_text(row), "cold" if row["cold"] else ""] if text]
-    return ", ".join(parts)
+    return parts + [text for text in (sparsity_text(row), "cold" if row["cold"] else "") if text]
 
 
 def _flat(value: dict[str, Any], before: str = "") -> dict[str, str]:

@@ -70,7 +70,8 @@ def total(steps: dict[str, list[Step]], manual_s: dict[str, float]) -> list[Step
     changes = sorted((x, kernel, ratio) for kernel, points in steps.items() for x, ratio in points)
     found: list[Step] = []
     for x, kernel, ratio in changes:
-        best[kernel] = ratio if x > 0 else min(best[kernel], ratio)
+        # A batch's candidates have the same time, and so come in any order.
+        best[kernel] = min(best[kernel], ratio)
         value = sum(best[name] * manual_s[name] for name in steps) / whole
         if found and found[-1][0] == x:
             found.pop()
