@@ -62,7 +62,9 @@ document.documentElement.classList.add("scripted");
     }
     form.querySelector("output").textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
   }
+  // Not every way to choose from a list says both.
   form.addEventListener("input", filter);
+  form.addEventListener("change", filter);
   form.addEventListener("submit", (event) => event.preventDefault());
   filter();
 })();

@@ -88,8 +88,13 @@ def value_axis(title: str, values: Sequence[float], *, room: float = 0.0, bars: 
 def log_axis(title: str, low: float, high: float) -> dict[str, Any]:
     """A logarithmic axis from `low` to `high`."""
     bounds = [math.log10(low), math.log10(high)]
-    # On more than two decades the ticks between powers of ten crowd each other on a phone.
-    return axis(title, type="log", range=bounds, dtick=1 if bounds[1] - bounds[0] > 2 else "D2")
+    if bounds[1] - bounds[0] > 2:
+        # Ticks between powers of ten would crowd each other on a phone.
+        return axis(title, type="log", range=bounds, dtick=1)
+    # plotly writes those between as single digits: 2 for 200.
+    powers = range(math.floor(bounds[0]), math.ceil(bounds[1]) + 1)
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    return axis(title, type="log", range=bounds, tickvals=ticks, ticktext=[f"{tick:.12g}" for tick in ticks])
 
 
 def figure(data: Sequence[dict[str, Any]], height: int, **layout: Any) -> dict[str, Any]:
