@@ -104,7 +104,7 @@ def is_peer(row: Row) -> bool:
 
 def is_kernel(row: Row) -> bool:
     """Whether a row is of a single kernel, from bench.kernels."""
-    return "op" in row
+    return all(name in row for name in ("op", "shape", "gflops", "bytes_per_s"))
 
 
 def sparsity_text(row: Row) -> str:

@@ -125,6 +125,24 @@ def test_the_front_is_drawn_and_sparsities_are_a_line(document: Document) -> Non
     assert lines["auto"] == [0, 50, 90] and lines["manual"] == [0]
 
 
+def test_each_way_of_pruning_is_a_line_from_the_whole_model(make_document: Callable[..., Document]) -> None:
+    rows = [make_row("auto", 1.0), make_row("peer:torch", 2.0)]
+    rows += [make_row("auto", 0.9, sparsity=0.5, method=method) for method in ("magnitude", "random")]
+    (chart,) = sections(make_document(rows))["sparsity"].charts
+    lines = {trace["name"]: (list(trace["x"]), trace["line"]["dash"]) for trace in chart.figure["data"]}
+    assert lines == {
+        "auto, magnitude": ([0, 50], "solid"), "auto, random": ([0, 50], "dash"), "torch": ([0], "solid"),
+    }  # fmt: skip
+
+
+def test_a_file_without_results_makes_a_page_that_says_so(make_document: Callable[..., Document]) -> None:
+    text = page.render([("empty.json", make_document([]))])
+    assert "There are no results" in text and not figures(text) and "plotly.js" not in text
+    only_failed = sections(make_document([failed_row("auto", "no memory")]))
+    assert only_failed["latency"].missing[1] == "auto failed: no memory"
+    assert all(section.missing for section in only_failed.values())
+
+
 def test_the_roofline_has_ceilings_and_only_kernels_that_compute(document: Document) -> None:
     (chart,) = sections(document)["roofline"].charts
     traces = {trace.get("name") or trace["hovertext"]: trace for trace in chart.figure["data"]}
