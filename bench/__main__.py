@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
             "torchvision:resnet18 --variants manual --peers none --threads 1",
             "my_model.py:make --batch 8 --json out.json",
             "torchvision:resnet18 --variants manual --peers none --profile",
-            "--quick",
+            "--quick --report report.html",
         ],
     )
     made.add_argument("models", nargs="*", metavar="MODEL", default="digits_cnn",
@@ -69,6 +69,8 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--data-dir", metavar="DIR", help="where data sets are")
     group.add_argument("--limit", type=positive_int, help="the most images accuracy is measured on")
     group.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
+    group.add_argument("--report", type=Path, metavar="FILE",
+                       help="write charts and tables to this HTML page; implies --profile")  # fmt: skip
     group.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
     add_build_options(made)
     return made
@@ -78,13 +80,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints and saves; 1 where a variant of ours failed."""
     args = parser().parse_args(argv)
     options = build_options(args)
-    from . import commands, environment, results, table
+    from . import commands, environment, report, results, table
     from .cases import contenders
     from .measure import Data
     from .peers import installed
     from .turns import Settings
 
     specs = tuple(dict.fromkeys([args.models] if isinstance(args.models, str) else args.models))
+    if args.json is not None:
+        results.check_writable(args.json, "--json")
+    if args.report is not None:
+        report.check(args.report, "--report")
     peers, skipped = installed(args.peers)
     # Wrong names are told before TVM is loaded, which `machine` does.
     contenders(specs, args.variants, peers, options)
@@ -104,11 +110,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     described["skipped_peers"] = skipped
     if (described["load_before"] or 0.0) > _BUSY:
         print(f"this machine is busy (load {described['load_before']}): times will be too long", file=sys.stderr)
-    rows = _measure_all(cases, settings, data, args.profile)
+    rows = _measure_all(cases, settings, data, args.profile or args.report is not None)
     described["load_after"] = environment.load()
     document = results.document(described, rows)
     _save(document, args)
     _show(document, args.markdown, table)
+    if args.report is not None:
+        name = str(args.json or "this run")
+        print(f"report: {report.write([(name, document)], args.report)}", file=sys.stderr)
     return 1 if any(row["error"] and not row["variant"].startswith("peer:") for row in rows) else 0
 
 

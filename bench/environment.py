@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ _PACKAGES = (
 def describe(machine: Machine, threads: int) -> dict[str, Any]:
     """The `environment` of a result file, taken before measuring; `finish` adds what changed meanwhile."""
     return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "host": host_name(machine),
         "cpu": machine.name,
         "llvm_cpu": machine.llvm_cpu,

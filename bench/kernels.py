@@ -297,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from . import commands, environment, kernel_table, results
 
     if args.json is not None:
-        results.writable(args.json)
+        results.check_writable(args.json, "--json")
     machine = detect(args.threads)
     configure_threads(machine.cores)
     settings = Settings(

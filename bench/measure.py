@@ -178,5 +178,6 @@ def _row(
         "dataset": facts.get("dataset"),
         "weights": case.options.weights,
         "inputs": facts.get("inputs"),
-        **({"profile": known["profile"]} if "profile" in known else {}),
+        "tuning_curve": known.get("tuning_curve"),
+        **{name: known[name] for name in ("profile", "roof") if name in known},
     }

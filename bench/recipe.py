@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvmopt.errors import OutputError, UsageError
+from tvmopt.errors import UsageError
 from tvmopt.options import add_build_options, build_options, duration, make_parser, positive_int, run
 
 from .recipes import RECIPES, Settings
+from .results import check_writable
 
 if TYPE_CHECKING:
     import argparse
@@ -77,10 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check_outputs(json: Path | None, log_dir: Path | None) -> None:
     """Raises OutputError now and not after minutes of work."""
     if json is not None:
-        # The directories that are missing are made when the file is written.
-        first = next(parent for parent in json.absolute().parents if parent.exists())
-        if json.is_dir() or not first.is_dir() or not os.access(first, os.W_OK | os.X_OK):
-            raise OutputError(f"--json {json} cannot be written: name a file in a directory that can be")
+        check_writable(json, "--json")
     if log_dir is not None:
         from tvmopt.tuning.log import make_writable
 

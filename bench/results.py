@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,16 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "tuning_s": (*_NUMBER, type(None)),
     "error": (str, type(None)),
 }
+# Objects that a row may have -> what is in each of them. A list holds any number of them.
+OPTIONAL: dict[str, tuple[type, tuple[str, ...]]] = {
+    "profile": (
+        list,
+        ("kernel", "op", "shape", "source", "calls", "seconds", "flops", "bytes", "roof_s", "gflops", "bytes_per_s",
+         "peak_fraction"),
+    ),
+    "roof": (dict, ("gflops", "bandwidths")),
+    "tuning_curve": (dict, ("trials", "elapsed_s", "kernels")),
+}  # fmt: skip
 LATENCY = ("median", "p10", "p90", "p99", "mean", "std", "min", "max")
 ACCURACY = ("top1", "top5", "agreement", "n")
 
@@ -82,6 +93,11 @@ def check(document: Any, where: str) -> None:
             missing = [key for key in keys if row[name] is not None and key not in row[name]]
             if missing:
                 raise wrong(f"result {index}: {name} lacks {missing[0]}")
+        for name, (kind, parts) in OPTIONAL.items():
+            value = row.get(name)
+            items = value if isinstance(value, list) else [value]
+            if value is not None and not (isinstance(value, kind) and all(_has(item, parts) for item in items)):
+                raise wrong(f"result {index}: {name} is not {kind.__name__} with {', '.join(parts)}")
         if row["error"] is None and row["latency_ms"] is None:
             raise wrong(f"result {index} has neither latency_ms nor error")
 
@@ -112,15 +128,6 @@ def empty_row() -> dict[str, Any]:
     return {**none, "sparsity": 0.0, "unstable": False, "cold": False, "samples_ms": [], "rounds": []}
 
 
-def writable(path: Path) -> None:
-    """Raises OutputError where `path` could not be written: to be asked before a long measurement, not after it."""
-    folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise OutputError(f"cannot write {path}")
-
-
 def write(document: Mapping[str, Any], path: Path) -> Path:
     """Writes a document, whole or not at all; raises OutputError where that cannot be done."""
     return write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
@@ -131,7 +138,7 @@ def write_text(path: Path, text: str) -> Path:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
@@ -141,7 +148,7 @@ def write_text(path: Path, text: str) -> Path:
 def read(path: Path) -> dict[str, Any]:
     """A checked document; raises DataError for a file that is not there or not one."""
     try:
-        loaded = json.loads(path.read_text())
+        loaded = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
@@ -175,6 +182,23 @@ def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What makes two rows of different files the same contender."""
     names = ("model", "variant", "target", "dtype", "batch", "sparsity", "method", "threads", "strategy", "cold")
     return tuple(row[name] for name in names)
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Raises OutputError now, and not after minutes of work, where `option`'s file cannot be written."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError
+        # The directories that are missing are made when the file is written.
+        first = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=first):
+            pass
+    except OSError:
+        raise OutputError(f"{option} {path} cannot be written: name a file in a directory that can be") from None
+
+
+def _has(item: Any, parts: Sequence[str]) -> bool:
+    return isinstance(item, dict) and all(part in item for part in parts)
 
 
 def _finite(value: Any) -> Any:

@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         raise UsageError(f"{unknown[0]}: no such experiment; choose from {', '.join(EXPERIMENTS)}")
     if args.json is not None:
-        results.writable(args.json)
+        results.check_writable(args.json, "--json")
     machine = detect(args.threads)
     configure_threads(machine.cores)
     settings = Settings(quiet=args.rounds, limit_s=args.limit)
@@ -230,7 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json is not None:
             described["load_after"] = environment.load()
             found = [finding.__dict__ for finding in findings]
-            args.json.write_text(json.dumps({"environment": described, "findings": found}, indent=1) + "\n")
+            text = json.dumps({"environment": described, "findings": found}, indent=1) + "\n"
+            results.write_text(args.json, text)
     return 0 if all(finding.passed for finding in findings) else 1
 
 

@@ -63,12 +63,12 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
             table.append((row["variant"], "failed", *[""] * (len(HEADER) - 2)))
             continue
         latency, accuracy = row["latency_ms"], row["accuracy"]
-        half = (row["ci95"][1] - row["ci95"][0]) / 2 / latency["median"]
+        half = f"{(row['ci95'][1] - row['ci95'][0]) / 2 / latency['median']:.1%}" if row["ci95"] else ""
         table.append(
             (
                 row["variant"],
                 milliseconds(latency["median"]) + (" !" if row["unstable"] else ""),
-                f"{half:.1%}",
+                half,
                 f"{milliseconds(latency['p10'])} to {milliseconds(latency['p90'])}",
                 f"{latency['median'] / peer['latency_ms']['median']:.2f}" if peer else "",
                 f"{accuracy['top1']:.2%}" if accuracy else "",

@@ -147,7 +147,8 @@ class Session:
         """Checks the outputs again, measures accuracy if there is a data set, reads the peak of memory."""
         self._verify("after timing")
         accuracy = self._accuracy() if self._reference.predictions is not None else None
-        return {"max_abs_err": self._worst, "accuracy": accuracy, "peak_memory_bytes": _peak_memory()}
+        facts = {"max_abs_err": self._worst, "accuracy": accuracy, "peak_memory_bytes": _peak_memory()}
+        return {**facts, "tuning_curve": self._tuning_curve()}
 
     def profile(self, request: dict[str, Any]) -> dict[str, Any]:
         """Times the variant's kernels one by one."""
@@ -155,8 +156,8 @@ class Session:
 
         options = self._case.options
         assert self._model is not None
-        lines = profile(self._model, self._case.contender, options.machine(), options)
-        return {"profile": [line.to_json() for line in lines]}
+        found = profile(self._model, self._case.contender, options.machine(), options)
+        return {"profile": [line.to_json() for line in found.lines], "roof": found.roof.to_json()}
 
     def _load(self, case: Case) -> Model:
         from tvmopt.machine import configure_threads
@@ -186,6 +187,21 @@ class Session:
         compiled = build_by_options(self._model, self._case.contender, options.machine(), options)
         built = {"tuning_s": getattr(compiled, "tuning_s", None)}
         return Prepared(compiled, list, lambda outputs: outputs, compiled.size_bytes()), built
+
+    def _tuning_curve(self) -> dict[str, Any] | None:
+        """How the search went that auto comes from; None for others, and without a log."""
+        if self._case.contender != "auto" or self._model is None:
+            return None
+        from tvmopt.tuning import lines
+        from tvmopt.tuning.curve import curve
+        from tvmopt.variants import log_path_of
+
+        options = self._case.options
+        path = log_path_of(self._model, options.machine(), options.log_dir, options.strategies)
+        plan = self._prepared.run.plan  # type: ignore[attr-defined]
+        if plan is None or not (path / lines.TRIALS).is_file():
+            return None
+        return curve(lines.read(path).trials, {kernel.key: kernel.name for kernel in plan})
 
     def _native(self, inputs: list[Any]) -> list[Any]:
         from .peers import cast

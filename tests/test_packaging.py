@@ -71,6 +71,7 @@ def test_wheel_holds_everything(wheel):
             inside = path.relative_to(ROOT).as_posix()
             assert (inside if top == "tvmopt" else f"tvmopt/{inside}") in names
     assert "tvmopt/models/digits_cnn.pt" in names
+    assert {f"tvmopt/bench/report/page.{kind}" for kind in ("html", "css", "js")} <= names
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_installed_wheel_is_what_is_imported(installed, tmp_path):
 def test_installed_commands(installed, tmp_path):
     for command in ([installed / "tvmopt"], [installed / "python", "-m", "tvmopt.cli"]):
         assert call(*command, "--version", cwd=tmp_path).stdout.startswith("tvmopt ")
-    for name in ("tune", "replay", "export", "bench", "compare"):
+    for name in ("tune", "replay", "export", "bench", "compare", "report"):
         done = call(installed / "tvmopt", name, "--help", cwd=tmp_path)
         assert done.returncode == 0 and done.stdout.startswith(f"usage: tvmopt {name}"), done.stderr
     # No module of the name `bench` or `schedules` came with it.

@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("tvmopt.export", "write a model as one file to load and run"),
     "bench": ("tvmopt.bench.__main__", "measure the variants and what a user would run instead"),
     "compare": ("tvmopt.bench.compare", "compare two saved benchmark runs"),
+    "report": ("tvmopt.bench.report.__main__", "write saved benchmark runs as one page with charts"),
     "kernels": ("tvmopt.bench.kernels", "time single kernels against the machine's measured peak"),
     "recipe": ("tvmopt.bench.recipe", "run a published experiment from end to end"),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 import types
 from pathlib import Path
@@ -12,6 +14,8 @@ import pytest
 from bench.cases import Case
 from bench.worker import Session
 from tvmopt.options import BuildOptions
+from tvmopt.plan import KernelPlan, Plan
+from tvmopt.tuning import lines
 
 REQUEST = {"dataset": None, "default_dataset": True, "data_dir": None, "limit": 20}
 
@@ -23,6 +27,7 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     class Compiled:
         tuning_s = 12.5
+        plan = Plan((KernelPlan("conv", "0123", "template"),))
 
         def __init__(self, module: Any) -> None:
             self.module = module
@@ -42,12 +47,14 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     module = types.ModuleType("tvmopt.variants")
     module.build_by_options = build_by_options  # type: ignore[attr-defined]
+    module.log_path_of = lambda model, machine, folder, strategies: folder / model.log_name  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tvmopt.variants", module)
     return seen
 
 
-def prepared(tmp_path: Path) -> tuple[Session, dict[str, Any]]:
-    case = Case("digits_cnn", "manual", BuildOptions(threads=1, dump_dir=tmp_path / "ir")).to_json()
+def prepared(tmp_path: Path, variant: str = "manual") -> tuple[Session, dict[str, Any]]:
+    options = BuildOptions(threads=1, dump_dir=tmp_path / "ir", log_dir=tmp_path / "logs")
+    case = Case("digits_cnn", variant, options).to_json()
     path = str(tmp_path / "reference.pt")
     facts = Session().handle({"do": "reference", "case": case, "path": path, **REQUEST})
     assert facts["dataset"] == "digits", facts
@@ -69,6 +76,21 @@ def test_a_variant_from_build_to_accuracy(builder: dict[str, Any], tmp_path: Pat
     final = session.handle({"do": "finish"})
     assert final["accuracy"]["n"] == 20
     assert final["accuracy"]["agreement"] == 1.0
+    assert final["tuning_curve"] is None
+
+
+def test_auto_says_how_its_search_went(builder: dict[str, Any], tmp_path: Path) -> None:
+    session, _ = prepared(tmp_path, "auto")
+    assert session.handle({"do": "finish"})["tuning_curve"] is None, "there is no log"
+    log = tmp_path / "logs" / "digits_cnn"
+    log.mkdir(parents=True)
+    for name in (lines.WORKLOADS, lines.RECORDS):
+        (log / name).touch()
+    trial = lines.Trial("0123", "template", "c", "ok", 1e-6, 0.5, "rule", 1, elapsed_s=2.0)
+    (log / lines.TRIALS).write_text(json.dumps(dataclasses.asdict(trial)) + "\n")
+    curve = session.handle({"do": "finish"})["tuning_curve"]
+    assert (curve["trials"], curve["elapsed_s"]) == (1, 2.0)
+    assert curve["kernels"] == [{"kernel": "conv", "manual_s": 2e-6, "tried": 1, "points": [[1, 2.0, 0.5]]}]
 
 
 @pytest.mark.parametrize("change", [lambda y: y * 1.01, lambda y: y * float("nan"), lambda y: y[:, :9]])

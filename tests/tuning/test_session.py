@@ -92,6 +92,9 @@ def test_a_search_ends_and_is_gone_on_with(tmp_path: Path, machine: Any, rules: 
     tried = [trial.candidate for trial in Log.read(tmp_path).trials]
     assert second.ended_by == "every candidate there is was measured"
     assert tried[:5] == done and len(tried) == len(set(tried)) == 12
+    times = [trial.elapsed_s for trial in Log.read(tmp_path).trials]
+    assert None not in times and times == sorted(times), "the clock goes on where the first run left it"
+    assert times[0] > 0 and times[5] > times[4]
 
     third = session(tmp_path, machine, rules, read_manifest(tmp_path), Settings(workers=1))
     third.run()

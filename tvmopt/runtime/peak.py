@@ -188,6 +188,11 @@ class Bandwidth:
         self._machine = machine
         self._known: dict[int, float] = {}
 
+    @property
+    def known(self) -> tuple[tuple[int, float], ...]:
+        """What was measured so far: working set in bytes, bytes a second, the smallest first."""
+        return tuple(sorted(self._known.items()))
+
     def __call__(self, size: int) -> float:
         """Bytes a second for a working set of `size` bytes, to the next power of two."""
         rounded = min(max(1 << (size - 1).bit_length(), _SMALLEST_SET), _LARGEST_SET)

@@ -59,7 +59,8 @@ class Trial:
     """One tried candidate.
 
     `kernel` is the kernel's key, `candidate` names the candidate within it, `status` is `ok` or why it failed;
-    `seconds` and `ratio` (to manual's schedule, measured alternately with it) are there when it is `ok`.
+    `seconds` and `ratio` (to manual's schedule, measured alternately with it) are there when it is `ok`. `elapsed_s` is
+    how long the model had been searched by then, earlier runs included; logs of older versions do not have it.
     """
 
     kernel: str
@@ -72,6 +73,7 @@ class Trial:
     version: int | None = None
     choices: dict[str, Any] = field(default_factory=dict)
     message: str = ""
+    elapsed_s: float | None = None
 
 
 @dataclass
@@ -205,6 +207,8 @@ def _trial(number: int, value: Any, path: Path) -> Trial:
         raise _wrong(path, number, "not a trial")
     if trial.status == "ok" and not (_is_time(trial.seconds) and _is_time(trial.ratio)):
         raise _wrong(path, number, "a trial that went well has no times")
+    if trial.elapsed_s is not None and not _is_time(trial.elapsed_s):
+        raise _wrong(path, number, "a trial's elapsed_s is not a number of seconds")
     return trial
 
 

@@ -94,6 +94,8 @@ class Session:
             if (selected is None or task.index in selected) and any(task.can(source) for source in settings.sources)
         ]  # fmt: skip
         self._before = manifest.trials
+        # An interrupted run leaves its time in its trials only.
+        self._searched_s = max([manifest.tuning_s, *(trial.elapsed_s or 0.0 for trial in log.trials)])
 
     @property
     def elapsed(self) -> float:
@@ -168,7 +170,7 @@ class Session:
                 task.broken = str(error)
                 self._report.note(f"kernel {task.index} ({task.kernel.op}) cannot be tuned: {error}")
                 continue
-            task.take(proposals, results, self._target)
+            task.take(proposals, results, self._target, self._searched_s + self.elapsed)
             for result in results:
                 if result.status == "wrong":
                     self._report.note(f"kernel {task.index}: a candidate computes something else: {result.message}")

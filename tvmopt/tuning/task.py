@@ -120,8 +120,11 @@ class Task:
         found = self._evolution.propose()[:count]
         return [Proposal("metaschedule", f.candidate, f.schedule, handle=f) for f in found]
 
-    def take(self, proposals: Sequence[Proposal], results: Sequence[Measurement], target: tvm.target.Target) -> None:
-        """Takes in a batch's measurements: into the log, the search and the list of the best."""
+    def take(
+        self, proposals: Sequence[Proposal], results: Sequence[Measurement], target: tvm.target.Target,
+        elapsed_s: float | None = None,
+    ) -> None:  # fmt: skip
+        """Takes in a batch measured `elapsed_s` into the search: to the log, the search, the list of the best."""
         evolved = []
         for proposal, result in zip(proposals, results, strict=True):
             self.measured += 1
@@ -135,7 +138,7 @@ class Task:
                 self.failures[result.status] += 1
                 seconds = None
                 self.stale += 1
-            self._log.add_trial(self._trial(proposal, result, seconds))
+            self._log.add_trial(self._trial(proposal, result, seconds, elapsed_s))
             if proposal.source == "template" and result.ok and self._walk is not None:
                 self._walk.tell(proposal.handle, result.ratio)
             elif proposal.source == "metaschedule":
@@ -204,9 +207,11 @@ class Task:
     def _known(self) -> dict[str, tuple[dict[str, Any], float | None]]:
         return {trial.candidate: (trial.choices, trial.ratio) for trial in self._trials("template")}
 
-    def _trial(self, proposal: Proposal, result: Measurement, seconds: float | None) -> Trial:
+    def _trial(
+        self, proposal: Proposal, result: Measurement, seconds: float | None, elapsed_s: float | None
+    ) -> Trial:
         return Trial(
             self.kernel.key, proposal.source, proposal.candidate, result.status, seconds,
             result.ratio if result.ok else None, proposal.rule, proposal.version, dict(proposal.choices),
-            result.message,
+            result.message, None if elapsed_s is None else round(elapsed_s, 3),
         )  # fmt: skip
