@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import InputError
-from tvmopt.runtime.inputs import aligned_empty
+from tvmopt.runtime.inputs import ALIGNMENT, Inputs, aligned_empty
 from tvmopt.runtime.signature import Signature
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ class Flat:
 
     def torch_outputs(self, torch: Any) -> list[Any]:
         """New tensors for the outputs."""
+        return [torch.empty_like(like) for like in self._torch_like(torch)]
+
+    def _torch_like(self, torch: Any) -> list[Any]:
         if not self._like:
             # Tensors that tell shape and dtype, and have no memory. To make one like another is what takes torch
             # least, and it is on the CPU whatever torch's default device.
@@ -54,7 +57,34 @@ class Flat:
                 like = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="cpu")
                 like.untyped_storage().resize_(0)
                 self._like.append(like)
-        return [torch.empty_like(like) for like in self._like]
+        return self._like
+
+    def one_to_one(self, torch: Any, inputs: Inputs, run: Callable[[int, int, int], None]) -> Callable[[Any], Any]:
+        """A function from one torch tensor to one, for networks of one input and one output.
+
+        It does what the general way does, `Inputs.addresses` first, without loops and lists: these take longer than
+        a small network's kernels. It returns None where the input is not one that can be taken as it is. `run` calls
+        the network.
+        """
+        tensor_class, empty_like, table = torch.Tensor, torch.empty_like, self.table
+        ((shape, dtype),) = inputs.torch_specs(torch)
+        (like,) = self._torch_like(torch)
+
+        def call(tensor: Any) -> Any:
+            if not isinstance(tensor, tensor_class) or tensor.shape != shape or tensor.dtype is not dtype:
+                return None
+            try:
+                address = tensor.data_ptr()
+                if not address or address % ALIGNMENT or not tensor.is_cpu or not tensor.is_contiguous():
+                    return None
+            except RuntimeError:
+                # One without memory of its own, such as a sparse one.
+                return None
+            output = empty_like(like)
+            run(address, output.data_ptr(), table)
+            return output
+
+        return call
 
     def numpy_outputs(self) -> list[Any]:
         """New arrays for the outputs.

@@ -20,18 +20,23 @@ class Inputs:
         # Filled in with torch's own dtypes at the first call with torch tensors.
         self._torch_specs: list[tuple[tuple[int, ...], Any]] = []
 
+    def torch_specs(self, torch: Any) -> list[tuple[tuple[int, ...], Any]]:
+        """Shape and torch's dtype of every input."""
+        if not self._torch_specs:
+            self._torch_specs = [(spec.shape, getattr(torch, spec.dtype)) for spec in self._specs]
+        return self._torch_specs
+
     def addresses(self, torch: Any, inputs: Sequence[Any]) -> list[int] | None:
         """Where the inputs lie, if compiled code can take all of them as they are; None else.
 
         On the way of every call: a microsecond, no more.
         """
-        if not self._torch_specs:
-            self._torch_specs = [(spec.shape, getattr(torch, spec.dtype)) for spec in self._specs]
-        if len(inputs) != len(self._torch_specs):
+        specs = self._torch_specs or self.torch_specs(torch)
+        if len(inputs) != len(specs):
             return None
         found = []
         try:
-            for (shape, dtype), tensor in zip(self._torch_specs, inputs, strict=True):
+            for (shape, dtype), tensor in zip(specs, inputs, strict=True):
                 address = tensor.data_ptr()
                 # 0 is that of a tensor without elements, or whose memory was given back.
                 if not address or address % ALIGNMENT or tensor.dtype is not dtype or tensor.shape != shape:
