@@ -147,7 +147,9 @@ def lower_model(
 
 def _unlowered(module: tvm.IRModule) -> set[str]:
     """Operators of `main` that neither became a kernel nor are the virtual machine's own."""
-    known = ("relax.call_tir", "relax.reshape", "relax.memory", "relax.builtin", "relax.call_pure_packed")
+    # The null value is an output that is None.
+    known = ("relax.call_tir", "relax.reshape", "relax.memory", "relax.builtin", "relax.call_pure_packed",
+             "relax.null_value")  # fmt: skip
     found = set()
     for block in module["main"].body.blocks:
         for binding in block.bindings:
