@@ -151,6 +151,8 @@ def test_no_copy_of_usable_inputs(compiled, monkeypatch):
     seen = []
     main = compiled._main
     monkeypatch.setattr(compiled, "_main", lambda *args: (seen.extend(args), main(*args))[1])
+    # The quick way calls the function itself, and is taken from the second call on.
+    monkeypatch.setattr(compiled, "_one_to_one", None)
     x = torch.randn(2, 2, 6, 6)
     compiled(x)
     # Tensors to the virtual machine, addresses to a function; the last call's arguments begin with the input.
@@ -174,6 +176,26 @@ def test_misaligned_inputs_are_copied(compiled, net, offset):
     assert x.data_ptr() % 64
     close(compiled(x), net(x).detach())
     close(torch.from_numpy(compiled(x.numpy())), net(x).detach())
+
+
+def test_the_quick_way_reads_the_input_where_it_lies(build_function, net):
+    compiled = build_function(net, torch.zeros(2, 2, 6, 6))
+    x = torch.randn(2, 2, 6, 6)
+    first = compiled(x)
+    quick = compiled._one_to_one
+    assert torch.equal(quick(x), first) and quick(nn.Parameter(x)) is not None
+    memory = torch.randn(2 * 2 * 6 * 6 + 16)
+    refused = (
+        x[:1],
+        x.double(),
+        x.mT,
+        memory[1:145].view(2, 2, 6, 6),
+        x.to_sparse(),
+        x.numpy(),
+        without_memory(),
+        None,
+    )
+    assert all(quick(other) is None for other in refused)
 
 
 def test_other_layouts_and_gradients(compiled, net):

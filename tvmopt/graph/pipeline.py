@@ -1,6 +1,7 @@
 """The whole way from a Relax module to an executable, as one literal list of phases.
 
-`--dump-ir DIR` writes the module after every phase as `DIR/<number>-<name>.py`.
+`--dump-ir DIR` writes the module after every phase as `DIR/<number>-<name>.py`; the last has the plan of the memory, a
+line for each call, above it.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class Compiled:
                 inputs = self._inputs.from_torch(torch, inputs)
                 addresses = [tensor.data_ptr() for tensor in inputs]
             if self._one_to_one is None and self._plain_output and len(self.inputs) == len(self.outputs) == 1:
-                self._one_to_one = self._flat.one_to_one(torch, self._inputs, self._run)
+                self._one_to_one = self._flat.one_to_one(torch, self._inputs, self._lock, self._threads)
             outputs = self._flat.torch_outputs(torch)
             for tensor in outputs:
                 addresses.append(tensor.data_ptr())

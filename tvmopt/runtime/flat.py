@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import InputError
 from tvmopt.runtime.inputs import ALIGNMENT, Inputs, aligned_empty
 from tvmopt.runtime.signature import Signature
+from tvmopt.runtime.threads import current, use_threads
 
 if TYPE_CHECKING:
     import tvm
@@ -59,29 +61,32 @@ class Flat:
                 self._like.append(like)
         return self._like
 
-    def one_to_one(self, torch: Any, inputs: Inputs, run: Callable[[int, int, int], None]) -> Callable[[Any], Any]:
+    def one_to_one(self, torch: Any, inputs: Inputs, lock: threading.Lock, threads: int) -> Callable[[Any], Any]:
         """A function from one torch tensor to one, for networks of one input and one output.
 
-        It does what the general way does, `Inputs.addresses` first, without loops and lists: these take longer than
-        a small network's kernels. It returns None where the input is not one that can be taken as it is. `run` calls
-        the network.
+        It does in one piece what the general way does in several (`Inputs.addresses`, `torch_outputs`, the call):
+        loops, lists and calls between them take as long as a kernel of a small network. It returns None where the
+        input cannot be taken as it is.
         """
-        tensor_class, empty_like, table = torch.Tensor, torch.empty_like, self.table
+        empty_like, table, run = torch.empty_like, self.table, self.call
         ((shape, dtype),) = inputs.torch_specs(torch)
         (like,) = self._torch_like(torch)
 
         def call(tensor: Any) -> Any:
-            if not isinstance(tensor, tensor_class) or tensor.shape != shape or tensor.dtype is not dtype:
-                return None
             try:
                 address = tensor.data_ptr()
-                if not address or address % ALIGNMENT or not tensor.is_cpu or not tensor.is_contiguous():
+                if not address or address % ALIGNMENT or tensor.dtype is not dtype or tensor.shape != shape:
                     return None
-            except RuntimeError:
-                # One without memory of its own, such as a sparse one.
+                if not tensor.is_cpu or not tensor.is_contiguous():
+                    return None
+            except (AttributeError, RuntimeError):
+                # Not a tensor, or one without memory of its own, such as a sparse one.
                 return None
             output = empty_like(like)
-            run(address, output.data_ptr(), table)
+            with lock:
+                if current.threads != threads:
+                    use_threads(threads)
+                run(address, output.data_ptr(), table)
             return output
 
         return call
