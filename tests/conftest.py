@@ -83,3 +83,27 @@ def build() -> Callable[..., Compiled]:
         return Compiled(executable, Signature.from_exported(program), meta)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def build_function() -> Callable[..., Compiled]:
+    """`build_function(module, *inputs)`: compiled as one function, by tvmopt's pipeline without schedules."""
+
+    def make(module: Any, *inputs: Any) -> Compiled:
+        from tvmopt.graph.pipeline import build, lower_model
+        from tvmopt.machine import detect
+        from tvmopt.model import from_module
+        from tvmopt.runtime.executable import Compiled
+        from tvmopt.runtime.signature import Signature
+
+        machine = detect()
+        lowered = lower_model(
+            from_module(module.eval(), inputs, name=type(module).__name__), machine, variant="original"
+        )
+        meta = {
+            "model": type(module).__name__, "variant": "original", "target": str(machine.target()), "machine": machine,
+            "threads": machine.cores, "compile_s": 0.5, "plan": None,
+        }  # fmt: skip
+        return Compiled(build(lowered.module, machine), Signature.from_exported(lowered.program), meta)
+
+    return make

@@ -48,6 +48,12 @@ class Structured(nn.Module):
         return total, self.table * 2
 
 
+@pytest.fixture(scope="module", params=["machine", "function"])
+def build(request, build, build_function):
+    """Both ways a network runs: by the virtual machine, and as one function."""
+    return build if request.param == "machine" else build_function
+
+
 @pytest.fixture(scope="module")
 def net():
     torch.manual_seed(0)
@@ -57,6 +63,12 @@ def net():
 @pytest.fixture(scope="module")
 def compiled(net, build):
     return build(net, torch.zeros(2, 2, 6, 6))
+
+
+def without_memory():
+    x = torch.zeros(2, 2, 6, 6)
+    x.untyped_storage().resize_(0)
+    return x
 
 
 def close(actual, expected):
@@ -139,14 +151,21 @@ def test_no_copy_of_usable_inputs(compiled, monkeypatch):
     seen = []
     main = compiled._main
     monkeypatch.setattr(compiled, "_main", lambda *args: (seen.extend(args), main(*args))[1])
+    # The quick way calls the function itself, and is taken from the second call on.
+    monkeypatch.setattr(compiled, "_one_to_one", None)
     x = torch.randn(2, 2, 6, 6)
     compiled(x)
-    assert seen[-1].data_ptr() == x.data_ptr()
+    # Tensors to the virtual machine, addresses to a function; the last call's arguments begin with the input.
+    assert seen[0] == x.data_ptr() if compiled.meta["workspace_bytes"] else seen[0].data_ptr() == x.data_ptr()
+    seen.clear()
     memory = np.zeros(x.numel() * 4 + 64, np.uint8)
     start = -memory.ctypes.data % 64
     array = memory[start : start + x.numel() * 4].view(np.float32).reshape(x.shape)
     compiled(array)
-    assert np.shares_memory(np.from_dlpack(seen[-1]), array)
+    if compiled.meta["workspace_bytes"]:
+        assert seen[0] == array.ctypes.data
+    else:
+        assert np.shares_memory(np.from_dlpack(seen[0]), array)
 
 
 @pytest.mark.parametrize("offset", [1, 2, 4, 8, 15])
@@ -157,6 +176,26 @@ def test_misaligned_inputs_are_copied(compiled, net, offset):
     assert x.data_ptr() % 64
     close(compiled(x), net(x).detach())
     close(torch.from_numpy(compiled(x.numpy())), net(x).detach())
+
+
+def test_the_quick_way_reads_the_input_where_it_lies(build_function, net):
+    compiled = build_function(net, torch.zeros(2, 2, 6, 6))
+    x = torch.randn(2, 2, 6, 6)
+    first = compiled(x)
+    quick = compiled._one_to_one
+    assert torch.equal(quick(x), first) and quick(nn.Parameter(x)) is not None
+    memory = torch.randn(2 * 2 * 6 * 6 + 16)
+    refused = (
+        x[:1],
+        x.double(),
+        x.mT,
+        memory[1:145].view(2, 2, 6, 6),
+        x.to_sparse(),
+        x.numpy(),
+        without_memory(),
+        None,
+    )
+    assert all(quick(other) is None for other in refused)
 
 
 def test_other_layouts_and_gradients(compiled, net):
@@ -196,11 +235,13 @@ def test_one_channel_in_channels_last(build):
         (lambda: (np.zeros((2, 2, 6), np.float32),), r"not float32 \[2, 2, 6\]"),
         (lambda: (torch.zeros(2, 2, 6, 6, device="meta"),), "not a tensor on meta"),
         (lambda: (torch.zeros(2, 2, 6, 6).to_sparse(),), "not a torch.sparse_coo tensor"),
+        (lambda: (without_memory(),), "not a tensor whose memory was given back"),
         (lambda: ([[1.0]],), "not a list"),
         (lambda: (None,), "not a NoneType"),
     ],
 )
 def test_wrong_inputs(compiled, wrong, message):
+    compiled(torch.zeros(2, 2, 6, 6))
     with pytest.raises(InputError, match=message) as caught:
         compiled(*wrong())
     assert "\n" not in str(caught.value)
@@ -221,6 +262,20 @@ def test_integer_inputs(build):
     close(compiled(x), module(x).detach())
     with pytest.raises(InputError, match=r"expected int64 \[3\]"):
         compiled(x.int())
+
+
+def test_outputs_are_on_the_cpu_whatever_torchs_default(compiled, net):
+    x = torch.randn(2, 2, 6, 6)
+    with torch.device("meta"):
+        y = compiled(x)
+    close(y, net(x).detach())
+
+
+def test_in_inference_mode(compiled, net):
+    x = torch.randn(2, 2, 6, 6)
+    with torch.inference_mode():
+        y = compiled(x)
+    close(y, net(x).detach())
 
 
 def test_calls_from_several_threads(compiled, net):

@@ -1,10 +1,12 @@
 """The whole way from a Relax module to an executable, as one literal list of phases.
 
-`--dump-ir DIR` writes the module after every phase as `DIR/<number>-<name>.py`.
+`--dump-ir DIR` writes the module after every phase as `DIR/<number>-<name>.py`; the last has the plan of the memory, a
+line for each call, above it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,12 @@ import tvm
 from tvm import relax
 
 from tvmopt.errors import ModelError, OutputError, UnsupportedOperatorError, one_line
+from tvmopt.graph import host_pipeline
 from tvmopt.graph.blocking import BlockLayout
 from tvmopt.graph.importer import export_program, import_program
 from tvmopt.graph.kernels import Kernel, extract_kernels
+from tvmopt.graph.network import Unsupported
+from tvmopt.graph.one_function import one_function
 from tvmopt.graph.simplify import simplify_passes
 
 if TYPE_CHECKING:
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
 
     from tvmopt.machine import Machine
     from tvmopt.model import Model
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_STRATEGIES: dict[str, str] = {"conv2d": "direct"}
 
@@ -58,7 +65,11 @@ def lowering(machine: Machine, strategies: Mapping[str, str], *, blocked: bool) 
 
 
 def building() -> list[Phase]:
-    """Phase 6, after the schedules: memory planned ahead of time, calls lowered to the virtual machine's."""
+    """Phase 6, after the schedules: memory planned ahead of time, calls lowered to the virtual machine's.
+
+    Where a network can be one function (`one_function`), its memory is planned there, and all that comes through here
+    is the little that the virtual machine does when it is loaded.
+    """
     transform = relax.transform
     return [
         Phase(
@@ -89,13 +100,14 @@ def run_phases(module: tvm.IRModule, phases: list[Phase], machine: Machine, dump
     return module
 
 
-def dump(module: tvm.IRModule, name: str, dump_dir: Path | None) -> None:
-    """Write `module` as TVMScript, without the values of constants."""
+def dump(module: tvm.IRModule, name: str, dump_dir: Path | None, remark: str = "") -> None:
+    """Write `module` as TVMScript, without the values of constants, below `remark` as comments."""
     if dump_dir is None:
         return
     try:
         dump_dir.mkdir(parents=True, exist_ok=True)
-        (dump_dir / f"{name}.py").write_text(module.script(show_meta=False))
+        comments = "".join(f"# {line}\n" for line in remark.splitlines())
+        (dump_dir / f"{name}.py").write_text(comments + module.script(show_meta=False))
     except OSError as error:
         raise OutputError(f"--dump-ir {dump_dir}: {error.strerror}") from error
 
@@ -136,7 +148,9 @@ def lower_model(
 
 def _unlowered(module: tvm.IRModule) -> set[str]:
     """Operators of `main` that neither became a kernel nor are the virtual machine's own."""
-    known = ("relax.call_tir", "relax.reshape", "relax.memory", "relax.builtin", "relax.call_pure_packed")
+    # The null value is an output that is None.
+    known = ("relax.call_tir", "relax.reshape", "relax.memory", "relax.builtin", "relax.call_pure_packed",
+             "relax.null_value")  # fmt: skip
     found = set()
     for block in module["main"].body.blocks:
         for binding in block.bindings:
@@ -160,14 +174,31 @@ def with_kernels(module: tvm.IRModule, functions: Mapping[str, tvm.tirx.PrimFunc
 
 
 def build(module: tvm.IRModule, machine: Machine, dump_dir: Path | None = None) -> tvm.runtime.Executable:
-    """Compile a lowered and scheduled module.
+    """Compile a lowered and scheduled module: as one function where that can be, else for the virtual machine.
 
     Raises:
         ModelError: TVM's code generator refuses it.
     """
     dump(module, "5-schedule", dump_dir)
-    module = run_phases(module, building(), machine, dump_dir)
     try:
-        return tvm.compile(module, target=machine.target(), relax_pipeline=None)
+        module = _as_one_function(module, machine, dump_dir)
+    except Unsupported as reason:
+        _log.info("the virtual machine runs the network: it has %s", reason)
+        module = run_phases(module, building(), machine, dump_dir)
+    try:
+        return tvm.compile(module, target=machine.target(), relax_pipeline=None, tir_pipeline=host_pipeline.register())
     except Exception as error:
         raise ModelError(f"code generation failed: {one_line(error)}") from error
+
+
+def _as_one_function(module: tvm.IRModule, machine: Machine, dump_dir: Path | None) -> tvm.IRModule:
+    # What only gives a tensor another shape is not a kernel: both shapes share the memory.
+    module = run_phases(module, [Phase("", [relax.transform.RewriteDataflowReshape()])], machine, None)
+    functions, network = one_function(module)
+    # Only what is Relax: the passes would take kernels for functions that the virtual machine calls.
+    state = {var: func for var, func in functions.functions_items() if isinstance(func, relax.Function)}
+    kernels = {var: func for var, func in functions.functions_items() if var not in state}
+    lowered = run_phases(tvm.IRModule(state), building(), machine, None)
+    lowered.update(tvm.IRModule(kernels))
+    dump(lowered, building()[-1].name, dump_dir, network.describe())
+    return lowered

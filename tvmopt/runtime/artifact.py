@@ -35,7 +35,8 @@ from tvmopt.runtime.signature import Signature
 if TYPE_CHECKING:
     import tvm
 
-FORMAT_VERSION = 1
+# 2: the library may hold a network as one function; 1: the virtual machine runs it.
+FORMAT_VERSION = 2
 _MAGIC = b"TVMOPT\x00\x01"
 _FOOTER = struct.Struct("<IQ8s")
 _CHUNK = 1 << 20
@@ -212,7 +213,8 @@ def _describe(compiled: Compiled) -> dict[str, Any]:
     meta = {name: _plain(value) for name, value in compiled.meta.items()}
     target = tvm.target.Target(json.loads(compiled.target)) if compiled.target else tvm.target.Target("llvm")
     return {
-        "format_version": FORMAT_VERSION,
+        # What an older tvmopt can load says so.
+        "format_version": 1 if compiled.meta["workspace_bytes"] is None else FORMAT_VERSION,
         "meta": meta,
         "target": compiled.target,
         "cpu": str(target.attrs.get("mcpu", "generic")),

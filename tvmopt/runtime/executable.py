@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import InputError
+from tvmopt.runtime.flat import Flat
+from tvmopt.runtime.inputs import Inputs
 from tvmopt.runtime.signature import Signature, TensorSpec
 from tvmopt.runtime.threads import use_threads
 
@@ -17,9 +19,6 @@ if TYPE_CHECKING:
     import tvm
 
     from tvmopt.machine import Machine
-
-# TVM emits aligned vector loads for arguments without checking them: a pointer off by less is a segmentation fault.
-_ALIGNMENT = 64
 
 
 class Compiled:
@@ -33,12 +32,14 @@ class Compiled:
         signature: shapes, dtypes and names of the inputs, and the outputs with their structure.
         meta: what is known of the build, kept in an exported artifact: `model`, `variant`, `target`, `machine`,
             `threads`, `compile_s`, `plan`, and whatever else the builder adds. JSON, but for `machine` and `plan`.
+            `workspace_bytes` is the memory kept for what lies between kernels; None where the virtual machine runs
+            the network, and allocates it in every call.
         executable: the Relax VM executable; None after `tvmopt.load`.
     """
 
     def __init__(self, executable: tvm.runtime.Executable, signature: Signature, meta: dict[str, Any]) -> None:
-        """Takes a Relax VM executable (`tvm.compile`) whose `main` has the inputs of `signature` as parameters and
-        returns a tensor or a tuple of the outputs of `signature`, in order."""
+        """Takes a Relax VM executable (`tvm.compile`): one of `graph/one_function.py`, or one whose `main` has the
+        inputs of `signature` as parameters and returns a tensor or a tuple of the outputs of `signature`, in order."""
         self._set_up(executable.jit(), executable, signature, meta)
 
     @classmethod
@@ -70,11 +71,13 @@ class Compiled:
         self._lock = threading.Lock()
         use_threads(self._threads)
         self._vm = relax.VirtualMachine(library, tvm.cpu())
-        self._main = self._vm["main"]
-        # Filled in with torch's own dtypes at the first call with torch tensors.
-        self._torch_specs: list[tuple[tuple[int, ...], Any]] = []
-        self._exchange = False
-        self._plain_output = signature.structure == 0 and not signature.constant and signature.unflatten is None
+        self._flat = Flat.of(library, self._vm, signature)
+        self._main = self._vm["main"] if self._flat is None else self._flat.call
+        self._inputs = Inputs(signature)
+        # The quick way, from the first call with torch tensors on.
+        self._one_to_one: Callable[[Any], Any] | None = None
+        self._plain_output = signature.structure == 0 and signature.unflatten is None
+        self.meta["workspace_bytes"] = None if self._flat is None else self._flat.workspace_bytes
 
     # --- what is known of it ---
 
@@ -137,104 +140,59 @@ class Compiled:
             InputError: a wrong count, shape, dtype, device or kind of input; names the expected one.
         """
         if named:
-            inputs = self._by_position(inputs, named)
+            inputs = self._inputs.by_position(inputs, named)
+        if self._one_to_one is not None and len(inputs) == 1:
+            output = self._one_to_one(inputs[0])
+            if output is not None:
+                return output
         torch = sys.modules.get("torch")
         # The first one mostly tells; looking at all of them takes longer.
         if torch is not None and (
             (inputs and isinstance(inputs[0], torch.Tensor)) or any(isinstance(one, torch.Tensor) for one in inputs)
         ):
-            results = self._run(inputs if self._usable(torch, inputs) else self._from_torch(torch, inputs))
-            if not isinstance(results[0], torch.Tensor):
-                # A torch without DLPack's exchange interface: TVM gave its own tensors back.
-                results = [torch.from_dlpack(result) for result in results]
-            if self._plain_output:
-                return results[0]
-            results = [result.clone() if i in self.signature.constant else result for i, result in enumerate(results)]
+            results = self._call_torch(torch, inputs)
         else:
-            results = [_to_numpy(result) for result in self._run(self._from_numpy(inputs))]
-            results = [result.copy() if i in self.signature.constant else result for i, result in enumerate(results)]
-        return self.signature.rebuild(results)
+            results = self._call_numpy(inputs)
+        return results[0] if self._plain_output else self.signature.rebuild(results)
 
-    def _run(self, arguments: Sequence[Any]) -> list[Any]:
-        """The flat outputs; the VM keeps its frames in itself, so one call at a time."""
-        with self._lock:
-            use_threads(self._threads)
-            result = self._main(*arguments)
-        return _flat(result)
+    def _call_torch(self, torch: Any, inputs: Sequence[Any]) -> list[Any]:
+        addresses = self._inputs.addresses(torch, inputs)
+        if self._flat is not None:
+            if addresses is None:
+                inputs = self._inputs.from_torch(torch, inputs)
+                addresses = [tensor.data_ptr() for tensor in inputs]
+            if self._one_to_one is None and self._plain_output and len(self.inputs) == len(self.outputs) == 1:
+                self._one_to_one = self._flat.one_to_one(torch, self._inputs, self._lock, self._threads)
+            outputs = self._flat.torch_outputs(torch)
+            for tensor in outputs:
+                addresses.append(tensor.data_ptr())
+            self._run(*addresses, self._flat.table)
+            return outputs
+        # Without this interface tensors go through __dlpack__, which refuses those that require a gradient.
+        if addresses is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+            inputs = self._inputs.from_torch(torch, inputs)
+        results = _flatten(self._run(*inputs))
+        if not isinstance(results[0], torch.Tensor):
+            # A torch without DLPack's exchange interface: TVM gave its own tensors back.
+            results = [torch.from_dlpack(result) for result in results]
+        return [result.clone() if i in self.signature.constant else result for i, result in enumerate(results)]
 
-    def _usable(self, torch: Any, inputs: tuple[Any, ...]) -> bool:
-        """Whether TVM can take the inputs as they are. On the way of every call: a microsecond, no more."""
-        if not self._torch_specs:
-            self._torch_specs = [(spec.shape, getattr(torch, spec.dtype)) for spec in self.inputs]
-            # Without this interface tensors go through __dlpack__, which refuses those that require a gradient.
-            self._exchange = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
-        if len(inputs) != len(self._torch_specs) or not self._exchange:
-            return False
-        try:
-            for (shape, dtype), tensor in zip(self._torch_specs, inputs, strict=True):
-                if tensor.dtype is not dtype or tensor.shape != shape or not tensor.is_cpu:
-                    return False
-                if tensor.data_ptr() % _ALIGNMENT or not tensor.is_contiguous():
-                    return False
-        except (AttributeError, RuntimeError):
-            # Not a tensor, or one without memory of its own, such as a sparse one.
-            return False
-        return True
-
-    def _check_count(self, inputs: tuple[Any, ...]) -> None:
-        if len(inputs) != len(self.inputs):
-            expected = ", ".join(f"{spec.name}: {spec}" for spec in self.inputs)
-            count = f"{len(self.inputs)} input{'s' if len(self.inputs) != 1 else ''}"
-            raise InputError(f"expected {count} ({expected}), not {len(inputs)}")
-
-    def _from_torch(self, torch: Any, inputs: tuple[Any, ...]) -> Sequence[Any]:
-        """The inputs checked, and copied where they must be."""
-        self._check_count(inputs)
-        ready = []
-        for index, tensor in enumerate(inputs):
-            spec = self.inputs[index]
-            if not isinstance(tensor, torch.Tensor):
-                raise self._wrong(index, f"a {type(tensor).__name__} beside torch tensors")
-            found = str(tensor.dtype).removeprefix("torch.")
-            if tuple(tensor.shape) != spec.shape or found != spec.dtype:
-                raise self._wrong(index, f"{found} {list(tensor.shape)}")
-            if not tensor.is_cpu:
-                raise self._wrong(index, f"a tensor on {tensor.device}; move it with .cpu()")
-            if tensor.layout is not torch.strided:
-                raise self._wrong(index, f"a {tensor.layout} tensor; make it dense with .to_dense()")
-            ready.append(_aligned_torch(torch, tensor.detach()))
-        return ready
-
-    def _from_numpy(self, inputs: tuple[Any, ...]) -> Sequence[Any]:
-        """The inputs checked, copied where they must be, as TVM's tensors."""
-        import numpy as np
+    def _call_numpy(self, inputs: Sequence[Any]) -> list[Any]:
         import tvm_ffi
 
-        self._check_count(inputs)
-        ready = []
-        for index, array in enumerate(inputs):
-            spec = self.inputs[index]
-            if not isinstance(array, np.ndarray):
-                raise self._wrong(index, f"a {type(array).__name__}")
-            if array.shape != spec.shape or array.dtype.name != spec.dtype:
-                raise self._wrong(index, f"{array.dtype.name} {list(array.shape)}")
-            flags = array.flags
-            usable = flags.c_contiguous and flags.writeable and array.dtype.isnative
-            if not usable or array.ctypes.data % _ALIGNMENT:
-                array = _aligned_copy(array)
-            ready.append(tvm_ffi.from_dlpack(array))
-        return ready
+        arrays = self._inputs.from_numpy(inputs)
+        if self._flat is not None:
+            outputs = self._flat.numpy_outputs()
+            self._run(*(array.ctypes.data for array in (*arrays, *outputs)), self._flat.table)
+            return outputs
+        results = [_to_numpy(result) for result in _flatten(self._run(*map(tvm_ffi.from_dlpack, arrays)))]
+        return [result.copy() if i in self.signature.constant else result for i, result in enumerate(results)]
 
-    def _by_position(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
-        rest = self.inputs[len(inputs) :]
-        if {spec.name for spec in rest} != set(named):
-            expected = ", ".join(spec.name for spec in self.inputs)
-            raise InputError(f"expected the inputs {expected}, not {len(inputs)} by position and {', '.join(named)}")
-        return (*inputs, *(named[spec.name] for spec in rest))
-
-    def _wrong(self, index: int, found: str) -> InputError:
-        spec = self.inputs[index]
-        return InputError(f"input {index} ({spec.name}): expected {spec} on the CPU, not {found}")
+    def _run(self, *arguments: Any) -> Any:
+        """One call at a time: they share a workspace, or the virtual machine's frames."""
+        with self._lock:
+            use_threads(self._threads)
+            return self._main(*arguments)
 
     # --- keeping it ---
 
@@ -266,25 +224,7 @@ def _to_numpy(result: Any) -> Any:
     return np.from_dlpack(result)
 
 
-def _aligned_copy(array: Any) -> Any:
-    """A contiguous numpy copy of `array` in the native byte order, at an aligned address."""
-    import numpy as np
-
-    memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    copy = memory[start : start + array.nbytes].view(array.dtype.newbyteorder("=")).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
-def _aligned_torch(torch: Any, tensor: Any) -> Any:
-    """`tensor`, or a contiguous copy of it: torch's allocator aligns to 64 bytes."""
-    if tensor.is_contiguous() and tensor.data_ptr() % _ALIGNMENT == 0:
-        return tensor
-    return tensor.clone(memory_format=torch.contiguous_format)
-
-
-def _flat(result: Any) -> list[Any]:
+def _flatten(result: Any) -> list[Any]:
     """The tensors in what a VM function returned; an output that is no tensor (None) is in the structure already."""
     if hasattr(result, "dtype"):
         return [result]
@@ -293,5 +233,5 @@ def _flat(result: Any) -> list[Any]:
         if hasattr(item, "dtype"):
             flat.append(item)
         elif item is not None:
-            flat.extend(_flat(item))
+            flat.extend(_flatten(item))
     return flat

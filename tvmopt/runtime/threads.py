@@ -14,14 +14,22 @@ import threading
 from tvmopt.machine import available_cores, threads_environment
 
 _log = logging.getLogger(__name__)
-_local = threading.local()
+
+
+class _Current(threading.local):
+    """What TVM was last told in this thread: its number of threads, 0 for nothing yet."""
+
+    threads = 0
+
+
+current = _Current()
 # Workers from the fastest cores first; without pinning (TVM_BIND_THREADS=0) only the number counts.
 _FASTEST_FIRST = 1
 
 
 def use_threads(threads: int) -> None:
     """Make TVM run kernels of the calling thread on `threads` threads, unpinned. Cheap when they already do."""
-    if getattr(_local, "threads", None) == threads:
+    if current.threads == threads:
         return
     import tvm
 
@@ -37,7 +45,7 @@ def use_threads(threads: int) -> None:
             "TVM runs on %d of %d threads: it was used in this process before tvmopt was; set TVM_NUM_THREADS=%d",
             used, threads, threads,
         )  # fmt: skip
-    _local.threads = threads
+    current.threads = threads
 
 
 def pool_size() -> int:

@@ -1,0 +1,51 @@
+"""TVM's lowering of TensorIR to what LLVM takes, with one step more, for kernels that are plain functions of pointers.
+
+Of a kernel that takes tensors, TVM knows that their memory is aligned and on which device it lies, puts its body into
+a function of its own, and has it return whether it failed. Of one that takes pointers it knows nothing of that, and
+is told here.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import tirx
+from tvm.s_tir.pipeline import default_s_tir_pipeline
+from tvm.tirx.compilation_pipeline import register_tir_pipeline
+
+from tvmopt.graph.memory import ALIGNMENT
+
+NAME = "tvmopt"
+_CPU = 1
+
+
+@tvm.transform.module_pass(opt_level=0, name="tvmopt.PlainFunctions")
+def plain_functions(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+    """Gives private functions what TVM's calling convention gives the others."""
+    updated = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
+    for var, func in module.functions_items():
+        if "global_symbol" not in func.attrs:
+            updated[var] = func.with_body(_complete(func, var.name_hint))
+    return updated
+
+
+def _complete(func: tirx.PrimFunc, name: str) -> tirx.Stmt:
+    # LLVM would put all kernels into their caller: one function of many thousand instructions.
+    body = tirx.AttrStmt(name, "compute_scope", tvm.ir.StringImm(f"{name}_compute_"), func.body)
+    # Scratch memory comes from a pool of the device's.
+    body = tirx.AttrStmt("default", "device_id", tirx.IntImm("int32", 0), body)
+    body = tirx.AttrStmt("default", "device_type", tirx.IntImm("int32", _CPU), body)
+    for pointer in func.params:
+        body = tirx.AttrStmt(pointer, "storage_alignment", tirx.IntImm("int32", ALIGNMENT), body)
+    # A parallel loop or an allocation that fails returns -1 out of the body.
+    return tirx.SeqStmt([body, tirx.Return(tirx.IntImm("int32", 0))])
+
+
+def _pipeline() -> tuple[tvm.transform.Pass, object, object]:
+    lower, finish_host, finish_device = default_s_tir_pipeline()
+    return lower, lambda: tvm.transform.Sequential([plain_functions, finish_host()]), finish_device
+
+
+def register() -> str:
+    """Makes the pipeline known to TVM, under the name returned."""
+    register_tir_pipeline(NAME, _pipeline)
+    return NAME

@@ -1,0 +1,203 @@
+"""A lowered model as a list of steps: which kernel reads and writes which values, all of them of a fixed size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+
+from tvmopt.graph.memory import Life, MemoryPlan, plan_memory
+
+# What a variable of `main` stands for: a value, several (nested) ones, or None, which is no tensor.
+_Meaning = Any
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of a fixed `shape` and `dtype`, `size` in bytes. `kind` says whose memory it lies in: the caller's
+    (`input`, `output`), the executable's (`weight`) or the workspace (`between`); `index` is its place there."""
+
+    kind: str
+    index: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * ((tvm.DataType(self.dtype).bits + 7) // 8)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call: of the kernel of that name, or of none, which copies the only value read to the only one written."""
+
+    kernel: str | None
+    reads: tuple[Value, ...]
+    writes: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Network:
+    """`main` of a lowered module, step by step.
+
+    `weights[i]` is the constant of the value of kind `weight` and index `i`; `plan` has the offset of the value of
+    kind `between` and index `i`, whose life is `lives[i]`.
+    """
+
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    steps: tuple[Step, ...]
+    weights: tuple[tvm.ir.GenericConst, ...]
+    lives: tuple[Life, ...]
+    plan: MemoryPlan
+
+    def describe(self) -> str:
+        """The steps and where their values lie, a line each."""
+        between = sum(life.size for life in self.lives)
+        lines = [f"workspace: {self.plan.size} bytes for {len(self.lives)} values of {between} bytes in all"]
+        for number, step in enumerate(self.steps):
+            reads, writes = (", ".join(map(self._place, values)) for values in (step.reads, step.writes))
+            lines.append(f"{number}: {step.kernel or 'copy'}: {reads} -> {writes}")
+        return "\n".join(lines)
+
+    def _place(self, value: Value) -> str:
+        if value.kind != "between":
+            return f"{value.kind} {value.index}"
+        offset = self.plan.offsets[value.index]
+        return f"[{offset}, {offset + value.size})"
+
+
+class Unsupported(Exception):
+    """What in `main` cannot be written as steps; the virtual machine runs such a model."""
+
+
+def read_network(module: tvm.IRModule) -> Network:
+    """The steps of `main` of a module lowered to kernels, and the plan of the memory between them.
+
+    Raises:
+        Unsupported: `main` does something else than to call kernels on tensors whose shapes are known.
+    """
+    return _Reader(module).network()
+
+
+@dataclass
+class _Reader:
+    """Reads `main` once, from its first binding to its last. A value gets its kind when all is read."""
+
+    module: tvm.IRModule
+    meanings: dict[tvm.ir.Var, _Meaning] = field(default_factory=dict)
+    weights: list[tvm.ir.GenericConst] = field(default_factory=list)
+    between: int = 0
+    steps: list[Step] = field(default_factory=list)
+
+    def network(self) -> Network:
+        main = self.module["main"]
+        inputs = tuple(self._value("input", i, param.ty) for i, param in enumerate(main.params))
+        self.meanings.update(zip(main.params, inputs, strict=True))
+        for block in main.body.blocks:
+            for binding in block.bindings:
+                if not isinstance(binding, relax.VarBinding):
+                    raise Unsupported(f"a {type(binding).__name__}")
+                self.meanings[binding.var] = self._bound(binding.value, binding.var.ty)
+        outputs = self._hand_out(_tensors(self._meaning(main.body.body)))
+        lives = self._lives()
+        return Network(inputs, outputs, tuple(self.steps), tuple(self.weights), lives, plan_memory(lives))
+
+    def _bound(self, value: tvm.ir.Expr, annotation: tvm.ir.Type) -> _Meaning:
+        if not isinstance(value, relax.Call):
+            return self._meaning(value)
+        name = getattr(value.op, "name", "a call")
+        if name == "relax.null_value":
+            return None
+        if name == "relax.reshape":
+            # The same bytes in another shape.
+            return self._meaning(value.args[0])
+        if name != "relax.call_tir" or len(value.args) != 2:
+            raise Unsupported(name)
+        reads = tuple(_tensors(self._meaning(value.args[1])))
+        parts = list(annotation.fields) if isinstance(annotation, tvm.ir.TupleType) else [annotation]
+        writes = []
+        for part in parts:
+            writes.append(self._value("between", self.between, part))
+            self.between += 1
+        self.steps.append(Step(value.args[0].name_hint, reads, tuple(writes)))
+        return tuple(writes) if isinstance(annotation, tvm.ir.TupleType) else writes[0]
+
+    def _meaning(self, expr: tvm.ir.Expr) -> _Meaning:
+        if isinstance(expr, tvm.ir.Tuple):
+            return tuple(self._meaning(part) for part in expr.fields)
+        if isinstance(expr, tvm.ir.TupleGetItem):
+            return self._meaning(expr.tuple_value)[expr.index]
+        if isinstance(expr, tvm.ir.GenericConst):
+            known = next((i for i, weight in enumerate(self.weights) if weight.same_as(expr)), None)
+            if known is None:
+                known = len(self.weights)
+                self.weights.append(expr)
+            return self._value("weight", known, expr.ty)
+        if isinstance(expr, relax.Call):
+            return self._bound(expr, expr.ty)
+        if expr not in self.meanings:
+            raise Unsupported(f"a {type(expr).__name__}")
+        return self.meanings[expr]
+
+    def _value(self, kind: str, index: int, annotation: tvm.ir.Type) -> Value:
+        shape = getattr(annotation, "shape", None)
+        if not isinstance(shape, relax.ShapeExpr) or not all(isinstance(n, tirx.IntImm) for n in shape):
+            raise Unsupported("a value whose shape is not known")
+        return Value(kind, index, tuple(int(n) for n in shape), str(annotation.dtype))
+
+    def _hand_out(self, returned: list[Value]) -> tuple[Value, ...]:
+        """Makes the values returned outputs, which kernels write directly.
+
+        What no kernel of ours writes (an input, a weight) or what is returned a second time is copied, so that no
+        output shares its memory with anything.
+        """
+        direct: dict[Value, Value] = {}
+        outputs, copies = [], []
+        for index, value in enumerate(returned):
+            output = Value("output", index, value.shape, value.dtype)
+            outputs.append(output)
+            if value.kind == "between" and value not in direct:
+                direct[value] = output
+            else:
+                copies.append(Step(None, (value,), (output,)))
+        self.steps = [
+            Step(
+                step.kernel,
+                tuple(direct.get(value, value) for value in step.reads),
+                tuple(direct.get(value, value) for value in step.writes),
+            )
+            for step in [*self.steps, *copies]
+        ]
+        return tuple(outputs)
+
+    def _lives(self) -> tuple[Life, ...]:
+        """The lives of the values between kernels, which are numbered anew: some became outputs."""
+        spans: dict[Value, list[int]] = {}
+        for number, step in enumerate(self.steps):
+            for value in (*step.reads, *step.writes):
+                if value.kind == "between":
+                    spans.setdefault(value, [number, number])[1] = number
+        renamed = {value: Value(value.kind, i, value.shape, value.dtype) for i, value in enumerate(spans)}
+        self.steps = [
+            Step(
+                step.kernel,
+                tuple(renamed.get(value, value) for value in step.reads),
+                tuple(renamed.get(value, value) for value in step.writes),
+            )
+            for step in self.steps
+        ]
+        return tuple(Life(value.size, first, last) for value, (first, last) in spans.items())
+
+
+def _tensors(meaning: _Meaning) -> list[Value]:
+    """The values in a meaning, in order. What is no tensor (None) is known to the signature."""
+    if meaning is None:
+        return []
+    if isinstance(meaning, tuple):
+        return [value for part in meaning for value in _tensors(part)]
+    return [meaning]
