@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tvmopt.graph.kernels import Kernel
     from tvmopt.machine import Machine
     from tvmopt.model import Model
-    from tvmopt.runtime.peak import Peak
     from tvmopt.options import BuildOptions
+    from tvmopt.runtime.peak import Peak
 
 # A sample of a kernel, and how many.
 SAMPLE_S = 0.002

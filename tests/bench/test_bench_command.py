@@ -177,7 +177,8 @@ def test_conclusion_compares_with_the_fastest_peer() -> None:
     def row(variant: str, ms: float) -> dict[str, object]:
         samples = [ms] * 12
         return {
-            "variant": variant, "model": "m", "samples_ms": samples, "rounds": [n // 3 for n in range(12)],
+            "variant": variant, "model": "m", "cold": False,
+            "samples_ms": samples, "rounds": [n // 3 for n in range(12)],
             "latency_ms": {"median": ms}, "accuracy": None, "max_abs_err": 1e-6,
         }  # fmt: skip
 
