@@ -17,9 +17,10 @@ from tvm import relax, te, tirx
 from tvm.script import tirx as T
 
 import tvmopt
-from tvmopt.graph.network import Network, Unsupported, Value, read_network
+from tvmopt.graph.network import Network, Unsupported, read_network
 from tvmopt.graph.one_function import one_function
 from tvmopt.graph.pipeline import build, lower_model
+from tvmopt.graph.steps import Value
 from tvmopt.machine import detect
 from tvmopt.model import load_model
 from tvmopt.runtime.artifact import read_metadata
@@ -35,17 +36,24 @@ def faults(network: Network) -> list[str]:
 
     def places(value: Value) -> range:
         # Values begin at multiples of 64: an owner for every 64 bytes tells all.
-        begin = network.plan.offsets[value.index]
+        begin = network.offset(value)
         return range(begin // 64, -(-(begin + value.size) // 64))
+
+    def within(part: Value | None, whole: Value) -> bool:
+        return part is not None and part.index == whole.index
 
     found = []
     for number, step in enumerate(network.steps):
         for value in step.reads:
-            if value.kind == "between" and any(owner.get(place) != value for place in places(value)):
+            # What is read whole may have been written in parts.
+            if value.kind == "between" and any(not within(owner.get(place), value) for place in places(value)):
                 found.append(f"step {number} reads {value}, which was overwritten")
         for value in step.writes:
             if value.kind == "between":
                 taken = {place for other in step.reads if other.kind == "between" for place in places(other)}
+                beside = [owner.get(place) for place in places(value)]
+                if any(other is not None and other.index == value.index for other in beside):
+                    found.append(f"step {number} writes {value} over another part of the same")
                 if taken & set(places(value)):
                     found.append(f"step {number} writes {value} over what it reads")
                 owner.update(dict.fromkeys(places(value), value))

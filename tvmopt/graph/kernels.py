@@ -11,6 +11,7 @@ import tvm
 from tvm import relax, tirx
 from tvm_ffi import structural_hash, structural_walk
 
+from tvmopt.graph.network import Unsupported, read_network
 from tvmopt.operators import ANCHORS, FLOPS_ATTR
 
 # Stages of element-wise kernels, by which a kernel without an anchor is named in tables.
@@ -114,8 +115,12 @@ def count_calls(mod: tvm.IRModule) -> Counter[str]:
 
 
 def extract_kernels(mod: tvm.IRModule) -> list[Kernel]:
-    """The kernels of a lowered module, in the order `main` first calls them."""
-    calls = count_calls(mod)
+    """The kernels of a lowered module, in the order `main` first calls them; not those whose work is not needed."""
+    try:
+        steps = read_network(mod).steps
+        calls = Counter(step.kernel for step in steps if step.kernel is not None)
+    except Unsupported:
+        calls = count_calls(mod)
     kernels = []
     functions = {var.name_hint: func for var, func in mod.functions_items() if isinstance(func, tirx.PrimFunc)}
     for name in calls:

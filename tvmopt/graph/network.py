@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tvm
 from tvm import relax, tirx
 
+from tvmopt.graph.joining import join_steps
 from tvmopt.graph.memory import Life, MemoryPlan, plan_memory
+from tvmopt.graph.steps import Step, Value
 
 # What a variable of `main` stands for: a value, several (nested) ones, or None, which is no tensor.
 _Meaning = Any
-
-
-@dataclass(frozen=True)
-class Value:
-    """A tensor of a fixed `shape` and `dtype`, `size` in bytes. `kind` says whose memory it lies in: the caller's
-    (`input`, `output`), the executable's (`weight`) or the workspace (`between`); `index` is its place there."""
-
-    kind: str
-    index: int
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return math.prod(self.shape) * ((tvm.DataType(self.dtype).bits + 7) // 8)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One call: of the kernel of that name, or of none, which copies the only value read to the only one written."""
-
-    kernel: str | None
-    reads: tuple[Value, ...]
-    writes: tuple[Value, ...]
 
 
 @dataclass(frozen=True)
@@ -67,8 +43,12 @@ class Network:
     def _place(self, value: Value) -> str:
         if value.kind != "between":
             return f"{value.kind} {value.index}"
-        offset = self.plan.offsets[value.index]
+        offset = self.offset(value)
         return f"[{offset}, {offset + value.size})"
+
+    def offset(self, value: Value) -> int:
+        """Where in the workspace a value of kind `between` begins, in bytes."""
+        return self.plan.offsets[value.index] + value.offset
 
 
 class Unsupported(Exception):
@@ -104,6 +84,7 @@ class _Reader:
                     raise Unsupported(f"a {type(binding).__name__}")
                 self.meanings[binding.var] = self._bound(binding.value, binding.var.ty)
         outputs = self._hand_out(_tensors(self._meaning(main.body.body)))
+        self.steps = join_steps(self.steps, self.module)
         lives = self._lives()
         return Network(inputs, outputs, tuple(self.steps), tuple(self.weights), lives, plan_memory(lives))
 
@@ -176,22 +157,26 @@ class _Reader:
         return tuple(outputs)
 
     def _lives(self) -> tuple[Life, ...]:
-        """The lives of the values between kernels, which are numbered anew: some became outputs."""
-        spans: dict[Value, list[int]] = {}
+        """The lives of the values between kernels, which are numbered anew: some became outputs, or parts of others.
+
+        A joined value lives from the first of its parts that is written to the last that is read.
+        """
+        spans: dict[int, Life] = {}
         for number, step in enumerate(self.steps):
             for value in (*step.reads, *step.writes):
                 if value.kind == "between":
-                    spans.setdefault(value, [number, number])[1] = number
-        renamed = {value: Value(value.kind, i, value.shape, value.dtype) for i, value in enumerate(spans)}
+                    end = value.offset + value.size
+                    known = spans.get(value.index, Life(end, number, number))
+                    spans[value.index] = Life(max(known.size, end), known.first, number)
+        numbers = {index: number for number, index in enumerate(spans)}
+
+        def renamed(value: Value) -> Value:
+            return replace(value, index=numbers[value.index]) if value.kind == "between" else value
+
         self.steps = [
-            Step(
-                step.kernel,
-                tuple(renamed.get(value, value) for value in step.reads),
-                tuple(renamed.get(value, value) for value in step.writes),
-            )
-            for step in self.steps
+            Step(step.kernel, tuple(map(renamed, step.reads)), tuple(map(renamed, step.writes))) for step in self.steps
         ]
-        return tuple(Life(value.size, first, last) for value, (first, last) in spans.items())
+        return tuple(spans.values())
 
 
 def _tensors(meaning: _Meaning) -> list[Value]:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import tvm
 from tvm import relax, tirx
 
-from tvmopt.graph.network import Network, Step, Unsupported, Value, read_network
+from tvmopt.graph.network import Network, Unsupported, read_network
+from tvmopt.graph.steps import Step, Value
 
 FUNCTION = "main_flat"
 STATE = "main_state"
@@ -77,10 +78,11 @@ def _main(network: Network, kernels: dict[str, tvm.ir.GlobalVar]) -> tirx.PrimFu
 
     def address(value: Value) -> tvm.ir.Expr:
         if value.kind == "between":
-            return workspace + tirx.IntImm(_ADDRESS, network.plan.offsets[value.index])
+            return workspace + tirx.IntImm(_ADDRESS, network.offset(value))
         if value.kind == "weight":
             return tirx.BufferLoad(addresses, [1 + value.index])
-        return (inputs if value.kind == "input" else outputs)[value.index]
+        # A part of a joined output begins somewhere in it.
+        return (inputs if value.kind == "input" else outputs)[value.index] + tirx.IntImm(_ADDRESS, value.offset)
 
     def call(step: Step) -> tirx.Stmt:
         arguments = [_pointer(address(value), value.dtype) for value in (*step.reads, *step.writes)]
