@@ -106,10 +106,10 @@ def _copies(func: tirx.PrimFunc) -> bool:
 
 def _is_choice(value: tvm.ir.Expr) -> bool:
     """Whether an expression is one of several loads, chosen by where it is."""
-    if isinstance(value, tirx.BufferLoad):
+    if isinstance(value, tvm.ir.TensorLoad):
         return True
     if isinstance(value, tirx.Select):
         return _is_choice(value.true_value) and _is_choice(value.false_value)
-    if isinstance(value, tvm.ir.Call) and getattr(value.op, "name", "") == "tirx.if_then_else":
+    if isinstance(value, tvm.ir.Call) and getattr(value.op, "name", "") == "prim.if_then_else":
         return all(_is_choice(part) for part in list(value.args)[1:])
     return False
