@@ -46,8 +46,9 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     if len(reductions) != 1:
         return None
     anchor = sch.get_sblock(reductions[0])
-    kinds = [int(iv.iter_type) for iv in sch.get(anchor).iter_vars]
-    if kinds != [0] * 5 + [2] * 2 or len(sch.get_loops(anchor)) != 7:
+    # An image in blocks (batch, block, row, column, lane), and the window's rows and columns.
+    kinds = "".join("reduction" if int(iv.iter_type) == 2 else "s" for iv in sch.get(anchor).iter_vars)
+    if kinds != "sssss" + "reduction" * 2 or len(sch.get_loops(anchor)) != len(sch.get(anchor).iter_vars):
         return None
     n, _blocks, height, width, lanes = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars[:5])
     if not 1 < lanes <= LONGEST_VECTOR:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +137,22 @@ def test_metaschedule_finds_verified_candidates(tmp_path: Path, machine: Any, ru
     trials = Log.read(tmp_path).trials
     assert [trial.source for trial in trials] == ["metaschedule"] * 4
     assert any(trial.status == "ok" for trial in trials)
+
+
+class Swallowing(Silent):
+    """Ctrl-C in a place where it is taken for some other error, as inside a function that TVM called back."""
+
+    def show(self, session: Any) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_is_not_lost(tmp_path: Path, machine: Any, rules: list[Any], manifest: Any) -> None:
+    settings = Settings(trials=100, workers=1)
+    search = Session([make_kernel()], machine, rules, Log.start(tmp_path), manifest, settings, Swallowing())
+    with pytest.raises(KeyboardInterrupt):
+        search.run()
+    assert 0 < search.measured < 12
+    assert read_manifest(tmp_path).status == "interrupted"
+    # What Ctrl-C does afterwards is what it did before.
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tvmopt.errors import VerificationError
 from tvmopt.plan import KernelPlan, Plan
+from tvmopt.tuning.interrupts import Interrupts
 from tvmopt.tuning.log import Log
 from tvmopt.tuning.manifest import Manifest
 from tvmopt.tuning.process import WorkerError
@@ -88,6 +89,7 @@ class Session:
         self._report = report
         self._compare = compare
         self._cost_model: Any = None
+        self._interrupts = Interrupts()
         self._everything = [Task(index, kernel, machine, rules, log) for index, kernel in enumerate(kernels)]
         self.tasks = [
             task for task in self._everything
@@ -120,12 +122,13 @@ class Session:
         finished_before = self.manifest.status == "finished" and not missing
         self._write(plans=missing, status="running")
         try:
-            with self._runner() as runner:
+            with self._interrupts, self._runner() as runner:
                 for source in self.settings.sources:
                     self._search(source, runner)
                 self.ended_by = self.ended_by or "every candidate there is was measured"
                 if self.measured or not finished_before:
                     for task in self.tasks:
+                        self._interrupts.check()
                         self._decide(task, runner)
             if self.measured or not finished_before:
                 self._check_network()
@@ -155,6 +158,7 @@ class Session:
             task.stale = 0
         done = dict.fromkeys(self.tasks, 0)
         while True:
+            self._interrupts.check()
             chosen = self._next(source, done)
             if chosen is None:
                 return
