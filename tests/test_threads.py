@@ -198,15 +198,16 @@ BUSY = 0.03
 WHOLE = 0.95
 
 
-def efficiencies(count: int, code: str = TIMED, **environment: str) -> list[float]:
+def efficiencies(count: int, code: str = TIMED, *, alone: bool = True, **environment: str) -> list[float]:
     """For `count` processes, one after another, how well TVM's pool uses the cores, as a share of what threads can.
 
-    A process beside which others were at work is run again; where that happens too often, the test is skipped.
+    A process beside which others were at work is run again; where that happens too often, the test is skipped. A
+    fault that takes half of the cores shows beside others too (`alone` false).
     """
     found: list[float] = []
     for _ in range(3 * count):
         figures = json.loads(run(code, CORES=str(CORES), **environment))
-        if figures["others"] < BUSY and figures["cores"] > WHOLE:
+        if not alone or (figures["others"] < BUSY and figures["cores"] > WHOLE):
             found.append(figures["efficiency"])
         if len(found) == count:
             return found
@@ -230,8 +231,8 @@ def test_parallel_kernel_has_all_cores():
 
 @several
 def test_the_measurement_sees_a_pool_of_one_thread():
-    (value,) = efficiencies(1, PLANT="1", TVM_NUM_THREADS="1", REPEATS="3")
-    assert value < 1.05 / CORES
+    (value,) = efficiencies(1, alone=False, PLANT="1", TVM_NUM_THREADS="1", REPEATS="2")
+    assert value < 1.2 / CORES
 
 
 @several
@@ -242,5 +243,5 @@ def test_the_measurement_sees_threads_on_one_core():
     code = code.replace(
         "{pin}", "for task in os.listdir('/proc/self/task'):\n    " + pinned.replace("(0,", "(int(task),")
     )
-    (value,) = efficiencies(1, code, REPEATS="3")
+    (value,) = efficiencies(1, code, alone=False, REPEATS="2")
     assert value < 0.6
