@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,8 +55,9 @@ class Built:
 
 
 def build_all(
-    model: Model, names: Sequence[str], machine: Machine, log_dir: Path, schedules_dir: str | None, ladder: bool
-) -> Built:
+    model: Model, names: Sequence[str], machine: Machine, log_dir: Path, schedules_dir: str | None, ladder: bool,
+    strategies: Mapping[str, str],
+) -> Built:  # fmt: skip
     """Builds the contenders `names` of a one-layer model's kernel, or with `ladder` all rungs.
 
     Raises:
@@ -68,10 +69,10 @@ def build_all(
     from tvmopt.variants import schedule_manual
 
     use_threads(machine.cores)
-    lowered = lower_model(model, machine)
+    lowered = lower_model(model, machine, strategies)
     kernel = _main_kernel(lowered, model)
     candidates = rules(machine.kind, schedules_dir)
-    check = Check(kernel, lowered, model, machine)
+    check = Check(kernel, lowered, model, machine, strategies)
     contenders: dict[str, Contender] = {}
     missing: dict[str, str] = {}
     if ladder:
@@ -88,7 +89,7 @@ def build_all(
             # TVM's own lowering, in the user's layout.
             plain = lower_model(model, machine, variant="original")
             theirs = _main_kernel(plain, model)
-            contenders[name] = Check(theirs, plain, model, machine).contender(name, theirs.func, {}, "")
+            contenders[name] = Check(theirs, plain, model, machine, {}).contender(name, theirs.func, {}, "")
         elif name == "manual":
             function, plan = schedule_manual(kernel, machine, candidates)
             contenders[name] = check.contender(name, function, plan.choices, plan.rule or "")
@@ -136,12 +137,15 @@ class Check:
     In the whole layer before timing; alone afterwards, on the timed arguments, with the unscheduled kernel's output.
     """
 
-    def __init__(self, kernel: Kernel, lowered: Lowered, model: Model, machine: Machine) -> None:
+    def __init__(
+        self, kernel: Kernel, lowered: Lowered, model: Model, machine: Machine, strategies: Mapping[str, str]
+    ) -> None:
         import numpy as np
         import torch
         import tvm
 
         self._kernel, self._lowered, self._model, self._machine = kernel, lowered, model, machine
+        self._strategies = dict(strategies)
         with torch.no_grad():
             self._wanted = model.module.double()(*[x.double() for x in model.example_inputs])
         model.module.float()
@@ -185,7 +189,7 @@ class Check:
         module = with_kernels(self._lowered.module, {self._kernel.name: function})
         meta = {"model": self._model.name, "variant": name, "machine": self._machine, "threads": self._machine.cores}
         compiled = Compiled(build(module, self._machine), Signature.from_exported(self._lowered.program), meta)
-        verdict = check(compiled(*self._model.example_inputs), self._wanted, "float32", None, top1=False)
+        verdict = check(compiled(*self._model.example_inputs), self._wanted, "float32", self._strategies, top1=False)
         return verdict.require(f"{self._model.name}, {name}").max_abs_err
 
     def _verify_alone(self, name: str, built: Any) -> float:
@@ -203,7 +207,7 @@ class Check:
             self._expected = output.numpy().astype(np.float64)
         output.copyfrom(np.full(output.shape, np.nan, output.numpy().dtype))
         built(*self._arguments)
-        verdict = check([output.numpy()], [self._expected], "float32", None, top1=False)
+        verdict = check([output.numpy()], [self._expected], "float32", self._strategies, top1=False)
         if not verdict.ok:
             raise VerificationError(f"{self._model.name}, {name}, on the timed arguments: {verdict.message}")
         return verdict.max_abs_err

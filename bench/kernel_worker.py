@@ -54,7 +54,7 @@ class Session:
 
     def do_prepare(
         self, op: str, shape: str, threads: int, contenders: list[str], log_dir: str, schedules_dir: str | None,
-        ladder: bool,
+        ladder: bool, strategies: dict[str, str],
     ) -> dict[str, Any]:  # fmt: skip
         """Builds the contenders, compares their outputs with PyTorch's, and says what there is to know of them."""
         from tvmopt.machine import configure_threads, detect
@@ -65,7 +65,7 @@ class Session:
         configure_threads(machine.cores)
         from .kernel_contenders import build_all
 
-        built = build_all(layer(op, shape), contenders, machine, Path(log_dir), schedules_dir, ladder)
+        built = build_all(layer(op, shape), contenders, machine, Path(log_dir), schedules_dir, ladder, strategies)
         from tvmopt.runtime.peak import Bandwidth, Peak
 
         self._peak = Peak(machine)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import UsageError, VerificationError
-from tvmopt.options import make_parser, positive_int, run
+from tvmopt.options import make_parser, positive_int, run, strategy
 from tvmopt.options import names as names_of
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Settings:
     limit_s: float = 20.0
     log_dir: str = "tuning_logs"
     schedules_dir: str | None = None
+    strategies: dict[str, str] = dataclasses.field(default_factory=dict)
     ladder: bool = False
     show: str | None = None
 
@@ -110,7 +111,7 @@ def measure(op: str, shape: str, machine: Machine, settings: Settings) -> tuple[
     command = worker_command("kernel_worker")
     request = {
         "do": "prepare", "op": op, "shape": shape, "threads": machine.cores, "log_dir": settings.log_dir,
-        "schedules_dir": settings.schedules_dir, "ladder": settings.ladder,
+        "schedules_dir": settings.schedules_dir, "ladder": settings.ladder, "strategies": settings.strategies,
     }  # fmt: skip
     ours = [name for name in settings.variants if name != _TORCH]
     tvm = Worker(machine.cores, command)
@@ -215,7 +216,7 @@ def _row(
         "max_abs_err": facts["errors"][name],
         "flops": flops,
         "threads": machine.cores,
-        "strategy": "default",
+        "strategy": ",".join(f"{op}={way}" for op, way in sorted(settings.strategies.items())) or "default",
         "ci95": list(statistics.median_ci95(used, range(len(used)))),
         "unstable": unstable,
         "rounds": turns.rounds,
@@ -260,6 +261,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=positive_int, default=20, metavar="N", help="quiet turns of each")
     made.add_argument("--limit", type=positive_int, default=20, metavar="S", help="seconds of turns of each at most")
     made.add_argument("--log-dir", type=Path, default=Path("tuning_logs"), metavar="DIR", help="where tuning logs are")
+    made.add_argument("--strategy", type=strategy, metavar="OP=WAY", help="conv2d=direct, gemm or winograd")
     made.add_argument("--schedules", metavar="DIR", help="schedule rules of your own")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     return made
@@ -301,8 +303,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = detect(args.threads)
     configure_threads(machine.cores)
     settings = Settings(
-        args.variants, args.rounds, args.limit, str(args.log_dir), args.schedules, args.ladder, args.show
-    )
+        args.variants, args.rounds, args.limit, str(args.log_dir), args.schedules, args.strategy or {}, args.ladder,
+        args.show,
+    )  # fmt: skip
     described = environment.describe(machine, machine.cores)
     described["command"] = commands.recorded("bench.kernels", sys.argv[1:] if argv is None else argv)
     console = Console(emoji=False, width=None if sys.stdout.isatty() else 160)
@@ -328,7 +331,9 @@ def _tune(op: str, shape: str, args: argparse.Namespace, machine: Machine) -> No
     from .kernel_cases import layer
 
     schedules = Path(args.schedules) if args.schedules else None
-    options = BuildOptions(threads=machine.cores, log_dir=args.log_dir, schedules_dir=schedules)
+    options = BuildOptions(
+        threads=machine.cores, log_dir=args.log_dir, schedules_dir=schedules, strategies=args.strategy or {}
+    )
     tune(layer(op, shape), trials=args.tune, options=options)
 
 

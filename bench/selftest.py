@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _KERNEL, _MORE = "66x16x14x14,16,3,1,1", "68x16x14x14,16,3,1,1"
 _OTHERS = ("original", "manual", "peer:torch", "peer:inductor", "peer:onnxruntime", "peer:openvino")
 _TIMEOUT_S = 600.0
+# How long a contender is timed in each repeat of `among`, at most: seven of them, ten times, alone and together.
+_AMONG_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def among(machine: Machine, repeats: int) -> Finding:
 
     options = BuildOptions(threads=machine.cores)
     cases = [Case("digits_cnn", name, options, f"{name} {i}") for i, name in enumerate(("manual", *_OTHERS))]
-    settings = Settings(time_limit_s=10.0)
+    settings = Settings(time_limit_s=_AMONG_S)
     ratios = []
     with tempfile.TemporaryDirectory(prefix="tvmopt-selftest-") as folder, ExitStack() as stack:
         contenders, probe, _ = stack.enter_context(
@@ -92,7 +94,7 @@ def among(machine: Machine, repeats: int) -> Finding:
             for group in (contenders[:1], contenders):
                 for contender in group:
                     contender.forget()
-                take_turns(group, Settings(time_limit_s=10.0, seed=number), _silent, probe)
+                take_turns(group, replace(settings, seed=number), _silent, probe)
                 counted, _ = contenders[0].counted(contenders[0].samples, probe.best if probe else 0.0)
                 medians.append(statistics.median(counted.seconds))
             ratios.append(medians[1] / medians[0])
@@ -117,6 +119,7 @@ class Builds:
             worker.ask({
                 "do": "prepare", "op": "conv2d", "shape": shape, "threads": machine.cores, "contenders": ["manual"],
                 "log_dir": settings.log_dir, "schedules_dir": None, "ladder": False,
+                "strategies": {},
             }, _TIMEOUT_S)  # fmt: skip
             worker.settle()
 

@@ -1,11 +1,23 @@
 """Rules for CPUs, from the most special to the most general: the first that does not decline schedules a kernel."""
 
-from . import batch_matmul, conv2d_depthwise, conv2d_direct, conv2d_gemm, dense, fallback, pointwise, pool, product
+from . import (
+    batch_matmul,
+    conv2d_depthwise,
+    conv2d_direct,
+    conv2d_gemm,
+    conv2d_winograd,
+    dense,
+    fallback,
+    pointwise,
+    pool,
+    product,
+)
 
 RULES = [
     ("conv2d_direct", 4, conv2d_direct.rule),
     ("conv2d_pointwise", 3, pointwise.rule),
     ("conv2d_gemm", 3, conv2d_gemm.rule),
+    ("conv2d_winograd", 1, conv2d_winograd.rule),
     ("conv2d_depthwise", 2, conv2d_depthwise.rule),
     ("dense", 3, dense.rule),
     ("batch_matmul", 3, batch_matmul.rule),
@@ -18,6 +30,7 @@ LADDERS = {
     "conv2d_direct": conv2d_direct.LADDER,
     "conv2d_pointwise": product.LADDER,
     "conv2d_gemm": product.LADDER,
+    "conv2d_winograd": conv2d_winograd.LADDER,
     "conv2d_depthwise": conv2d_depthwise.LADDER,
     "dense": dense.LADDER,
     "batch_matmul": batch_matmul.LADDER,

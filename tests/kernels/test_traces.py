@@ -38,7 +38,7 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize("strategy", ["direct", "gemm"])
+@pytest.mark.parametrize("strategy", ["direct", "gemm", "winograd"])
 def test_every_trace_survives_the_log(strategy: str) -> None:
     machine = detect()
     model = side_by_side([layer for layer, _ in LAYERS], [shape for _, shape in LAYERS])
@@ -57,7 +57,7 @@ def test_every_trace_survives_the_log(strategy: str) -> None:
             again = Schedule(tvm.IRModule({"main": kernel.func.with_attr("global_symbol", "main")}))
             tvm.s_tir.schedule.Trace.apply_json_to_schedule(text, again)
             assert structural_equal(again.mod["main"], scheduled.schedule.mod["main"]), (kernel.name, choices)
-    anchors = {"conv2d_direct", "conv2d_pointwise"} if strategy == "direct" else {"conv2d_gemm"}
+    anchors = {"direct": {"conv2d_direct", "conv2d_pointwise"}}.get(strategy, {f"conv2d_{strategy}"})
     assert taken >= {*anchors, "conv2d_depthwise", "dense", "batch_matmul", "fallback"}
     assert alternatives > 50
 

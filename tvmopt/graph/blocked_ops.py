@@ -15,6 +15,7 @@ import tvm
 from tvm import relax
 
 from tvmopt.operators import blocking
+from tvmopt.operators import conv2d_winograd as winograd
 from tvmopt.operators.conv2d import Conv2d, pack_depthwise_weight, pack_weight
 from tvmopt.operators.conv2d_depthwise import conv2d_depthwise
 from tvmopt.operators.conv2d_direct import conv2d_direct
@@ -75,6 +76,13 @@ def conv2d(state: Blocker, call: relax.Call) -> Value | None:
     # A 3-channel image is not filled up to a block: it is brought into the layout by the padding stage.
     plain_input = state.value(data).blocked is None and channels < state.block and conv.groups == 1
     source = state.plain(data) if plain_input else state.blocked(data)
+    if strategy == "winograd" and winograd.fits(conv) and not plain_input:
+        m = winograd.tile_size(conv)
+        packed = state.weight(
+            (weight, "winograd"),
+            lambda: winograd.pack_winograd_weight(pack_weight(kernel, conv, plain_input=False), m),
+        )
+        return _value(state.anchor(winograd.conv2d_winograd, source, packed, conv=conv, m=m), conv.out_channels)
     use_gemm = strategy == "gemm" and conv.groups == 1 and (plain_input or not conv.is_pointwise)
 
     def make() -> np.ndarray:

@@ -122,7 +122,7 @@ class Blocker:
 class BlockLayout:
     """Bring `main` into the blocked layout; `block` is the number of fp32 lanes of a SIMD register.
 
-    `strategies` maps an operator ("conv2d") to the strategy it is lowered by ("direct", "gemm").
+    `strategies` maps an operator ("conv2d") to the strategy it is lowered by ("direct", "gemm", "winograd").
     """
 
     def __init__(self, block: int, strategies: Mapping[str, str]) -> None:

@@ -7,5 +7,7 @@ operator's name (`conv2d_direct`, `dense`, ...) and carries the number of useful
 FLOPS_ATTR = "tvmopt.flops"
 """Annotation of an anchor block: multiplications and additions of the operator as the user wrote it."""
 
-ANCHORS = ("conv2d_direct", "conv2d_pointwise", "conv2d_gemm", "conv2d_depthwise", "dense", "batch_matmul")
+ANCHORS = (
+    "conv2d_direct", "conv2d_pointwise", "conv2d_gemm", "conv2d_winograd", "conv2d_depthwise", "dense", "batch_matmul",
+)  # fmt: skip
 """The names of anchor blocks, which schedule rules look for."""
