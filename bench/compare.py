@@ -130,7 +130,7 @@ def _line(old: dict[str, Any], new: dict[str, Any]) -> Line:
     if not old["latency_ms"] or not new["latency_ms"]:
         failed = [name for name, row in (("old", old), ("new", new)) if not row["latency_ms"]]
         return Line(new, _median(old), _median(new), None, f"failed in {' and '.join(failed)}")
-    (after, new_rounds), (before, old_rounds) = results.counted(new), results.counted(old)
+    (after, new_rounds), (before, old_rounds) = results.counted(new, old)
     found = statistics.ratio(after, new_rounds, before, old_rounds)
     return Line(new, _median(old), _median(new), found, verdict(found, old_rounds, new_rounds))
 

@@ -13,6 +13,7 @@ from . import statistics
 from .cases import Case
 from .process import Worker, WorkerError
 from .quiet import Probe, start_probe
+from .results import FEWEST_QUIET
 from .turns import PREPARE_TIMEOUT_S, Contender, Report, Settings, take_turns
 
 
@@ -59,9 +60,10 @@ def measure(
                 if contender.error is None:
                     _finish(case, contender, profile, report)
     best = probe.best if probe is not None else 0.0
+    fair = quiet_for_all(contenders, best)
     rows = []
     for cold in (False, True) if settings.cold else (False,):
-        rows += [_row(*pair, facts, settings, best, cold) for pair in zip(cases, contenders, strict=True)]
+        rows += [_row(*pair, facts, settings, best, cold, fair) for pair in zip(cases, contenders, strict=True)]
     return rows
 
 
@@ -111,12 +113,21 @@ def _finish(case: Case, contender: Contender, profile: bool, report: Report) -> 
     report(contender.name, contender.error or "done")
 
 
+def quiet_for_all(contenders: Sequence[Contender], best: float) -> bool:
+    """Whether every contender has enough quiet turns for them to be set beside each other.
+
+    One with hardly any turns at all, because a call of it takes seconds, does not keep the others from theirs.
+    """
+    turns = [(len(set(one.samples.rounds)), len(one.quiet(best))) for one in contenders if one.error is None]
+    return all(quiet >= FEWEST_QUIET for taken, quiet in turns if taken > FEWEST_QUIET)
+
+
 def failed_rows(cases: Sequence[Case], error: WorkerError) -> list[dict[str, Any]]:
     """Rows for the cases of a model that could not be loaded, where other models are measured too."""
     rows = []
     for case in cases:
         contender = Contender(case.name, worker=None, error=str(error))  # type: ignore[arg-type]
-        rows.append(_row(case, contender, {"model": case.spec or "", "batch": 1}, Settings(), 0.0, False))
+        rows.append(_row(case, contender, {"model": case.spec or "", "batch": 1}, Settings(), 0.0, False, True))
     return rows
 
 
@@ -133,17 +144,18 @@ def _reference(case: Case, data: Data, path: Path, report: Report) -> dict[str, 
 
 
 def _row(
-    case: Case, contender: Contender, facts: dict[str, Any], settings: Settings, best: float, cold: bool
+    case: Case, contender: Contender, facts: dict[str, Any], settings: Settings, best: float, cold: bool, fair: bool
 ) -> dict[str, Any]:
     """One result of the schema. A contender with an error keeps no times: they may be of wrong outputs.
 
     `samples_ms` are all samples and `quiet` says which of them count: `latency_ms` and `ci95` are of those. Where too
-    few turns were quiet, all count, and the result is `unstable`.
+    few turns were quiet, of this contender or (not `fair`) of another, all count, and the result is `unstable`;
+    `quiet_turns` says how many there were.
     """
     known = contender.facts
     all_samples = contender.cold if cold else contender.samples
     timed = contender.error is None and bool(all_samples.seconds)
-    counted, enough = contender.counted(all_samples, best)
+    counted, enough = contender.counted(all_samples, best) if fair else (all_samples, False)
     quiet = contender.quiet(best) if timed else set()
     precise = contender.precise(replace(settings, cold=cold), best)
     return {
@@ -170,7 +182,8 @@ def _row(
         "unstable": timed and (contender.restless or not enough or not precise),
         "cold": cold,
         "rounds": list(all_samples.rounds) if timed else [],
-        "quiet": [number in quiet for number in all_samples.rounds] if timed else [],
+        "quiet": [number in quiet for number in all_samples.rounds] if timed and fair else [],
+        "quiet_turns": len(quiet),
         "peak_memory_bytes": known.get("peak_memory_bytes"),
         "tuning_s": known.get("tuning_s"),
         "error": contender.error,

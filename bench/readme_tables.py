@@ -69,7 +69,7 @@ def conclusions(files: Sequence[Path]) -> str:
 
 
 def _beside(new: Row, old: Row) -> str:
-    (after, new_rounds), (before, old_rounds) = results.counted(new), results.counted(old)
+    (after, new_rounds), (before, old_rounds) = results.counted(new, old)
     found = statistics.ratio(after, new_rounds, before, old_rounds)
     said = compare.verdict(found, old_rounds, new_rounds)
     times = f"{found.value:.2f} of the time of {old['variant'].removeprefix(PEER)}"

@@ -110,16 +110,23 @@ def document(environment: Mapping[str, Any], results: list[dict[str, Any]]) -> d
     return dict(clean)
 
 
-def counted(row: Mapping[str, Any]) -> tuple[list[float], list[int]]:
-    """The samples of a result, in ms, and their rounds, that its median is of: the quiet ones, if it knows them.
+def counted(*rows: Mapping[str, Any]) -> list[tuple[list[float], list[int]]]:
+    """For each of some results that are to be compared, the samples that count, in ms, and their rounds.
 
-    Where too few turns were quiet all of them count, as they did for the median (quiet.py).
+    Those of quiet turns (quiet.py) where all the results have enough of them, else all: quiet turns of one beside all
+    turns of another would compare the neighbours.
     """
-    quiet = row.get("quiet") or [True] * len(row["samples_ms"])
-    kept = [i for i, is_quiet in enumerate(quiet) if is_quiet]
-    if len({row["rounds"][i] for i in kept}) < FEWEST_QUIET:
-        kept = list(range(len(quiet)))
-    return [row["samples_ms"][i] for i in kept], [row["rounds"][i] for i in kept]
+    kept = []
+    for row in rows:
+        quiet = row.get("quiet") or [True] * len(row["samples_ms"])
+        kept.append([i for i, is_quiet in enumerate(quiet) if is_quiet])
+    enough = all(len({row["rounds"][i] for i in some}) >= FEWEST_QUIET for row, some in zip(rows, kept, strict=True))
+    if not enough:
+        kept = [list(range(len(row["samples_ms"]))) for row in rows]
+    return [
+        ([row["samples_ms"][i] for i in some], [row["rounds"][i] for i in some])
+        for row, some in zip(rows, kept, strict=True)
+    ]
 
 
 def empty_row() -> dict[str, Any]:

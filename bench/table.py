@@ -141,7 +141,8 @@ def conclusion(rows: Sequence[Row]) -> str:
     if ours is not None and peer is None:
         parts.append(f"{ours['variant']} {milliseconds(ours['latency_ms']['median'])} ms, no peer measured")
     if ours is not None and peer is not None:
-        found = statistics.ratio(*counted(peer), *counted(ours))
+        (theirs, their_rounds), (times, rounds) = counted(peer, ours)
+        found = statistics.ratio(theirs, their_rounds, times, rounds)
         text = f"{ours['variant']} {milliseconds(ours['latency_ms']['median'])} ms is {found.value:.2f}x as fast"
         parts.append(f"{text} (95%: {found.low:.2f} to {found.high:.2f})")
     accurate = ours or peer

@@ -215,7 +215,8 @@ def verdict(rows: dict[Cell, Row]) -> tuple[str, bool]:
 def _judge(method: str, new: Row, old: Row, holds: Callable[[statistics.Ratio], bool]) -> str:
     if not new["latency_ms"] or not old["latency_ms"]:
         return f"{method} not measured"
-    found = statistics.ratio(*counted(new), *counted(old))
+    (after, new_rounds), (before, old_rounds) = counted(new, old)
+    found = statistics.ratio(after, new_rounds, before, old_rounds)
     times = f"{1 / found.value:.2f}x, 95%: {1 / found.high:.2f} to {1 / found.low:.2f}"
     return f"{method} {'yes' if holds(found) else 'NO'} ({times})"
 

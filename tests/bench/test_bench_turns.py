@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.measure import quiet_for_all
 from bench.process import Worker, WorkerError, cpu_seconds
+from bench.quiet import Surroundings
+from bench.results import counted
 from bench.turns import Contender, Settings, take_turns
 
 _WORKER = """
@@ -236,3 +239,25 @@ def test_cold_calls_find_nothing_in_the_caches() -> None:
     assert len(cold) == 10
     assert min(cold) > 1.2 * min(warm)
     assert len(take_cold(data.sum, flush, 10, budget_s=0.0)) == 1
+
+
+def test_quiet_turns_count_for_all_or_for_none() -> None:
+    """The quiet turns of one beside all turns of another would compare the neighbours."""
+    weather = Weather()
+    seen, unseen, slow = (Contender(name, Disturbed(weather)) for name in ("seen", "unseen", "slow"))
+    take_turns([seen], Settings(), lambda name, text: None, weather)
+    take_turns([unseen], Settings(), lambda name, text: None, weather)
+    assert quiet_for_all([seen, unseen], weather.best)
+    busy = Surroundings((300.0, 150.0), (300.0, 150.0), 0.0)
+    unseen.surroundings = dict.fromkeys(unseen.surroundings, busy)
+    assert not quiet_for_all([seen, unseen], weather.best)
+    # A contender of three turns of seconds each has no say.
+    slow.samples.add([1.0], 0)
+    slow.surroundings = {0: busy}
+    assert quiet_for_all([seen, slow], weather.best)
+    rows = [
+        {"samples_ms": [1.0, 9.0] * 6, "rounds": list(range(12)), "quiet": [True, False] * 6},
+        {"samples_ms": [2.0, 8.0] * 6, "rounds": list(range(12)), "quiet": [False] * 12},
+    ]
+    assert counted(rows[0])[0][0] == [1.0] * 6
+    assert [len(samples) for samples, _ in counted(*rows)] == [12, 12]
