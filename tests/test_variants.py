@@ -153,22 +153,16 @@ def serial_kernels(model: Model, strategy: str = "direct") -> list[str]:
 
     from tvmopt.graph.pipeline import lower_model
     from tvmopt.machine import detect
+    from tvmopt.operators import ANCHORS
     from tvmopt.variants import schedule_kernels
 
     lowered = lower_model(model, detect(), {"conv2d": strategy})
-    scheduling = schedule_kernels(lowered, "manual", detect())
-    functions = scheduling.functions
-
-    def large(kernel: Any) -> bool:
-        # Rules of their own weigh work and bytes against a launch; the fallback knows no more than the steps.
-        plan = scheduling.plan.get(kernel.key)
-        own = plan is not None and plan.rule != "fallback"
-        return pays_in_parallel(kernel) if own else work(functions[kernel.name]) >= SERIAL_BELOW
-
+    functions = schedule_kernels(lowered, "manual", detect()).functions
     return [
         f"{kernel.name} ({kernel.op}, {kernel.shape})"
         for kernel in lowered.kernels
-        if large(kernel) and not is_parallel(functions[kernel.name])
+        if (pays_in_parallel(kernel) if kernel.op in ANCHORS else work(functions[kernel.name]) >= SERIAL_BELOW)
+        and not is_parallel(functions[kernel.name])
     ]
 
 

@@ -12,7 +12,7 @@ from tvm.s_tir import Schedule
 
 from tvmopt.machine import Machine
 
-from .common import FIRST, LAST, Rung, divisors, find_block, fuse_epilogue, parallelize
+from .common import FIRST, LAST, Rung, divisors, find_block, fuse_epilogue, parallelize, pays_in_parallel
 
 LADDER = [
     Rung("scalar", "one sum at a time", {}),
@@ -49,7 +49,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     n_tiles, n_lane = sch.split(ln, [None, width])
     sch.reorder(*lead, m_band, n_tiles, m_tiles, m_tile, n_lane)
     task = sch.fuse(*lead, m_band)
-    parallelize(sch, task, kernel, choose)
+    parallelize(sch, task, pays_in_parallel(kernel), choose)
     sch.compute_at(anchor, m_tiles, preserve_unit_loops=True)
     *_, tm, tn, rk = sch.get_loops(anchor)
     k_outer, k_inner = sch.split(rk, [None, unroll])

@@ -182,12 +182,35 @@ def pays_in_parallel(kernel: Any) -> bool:
     return kernel.flops >= PARALLEL_FLOPS or kernel.bytes >= PARALLEL_BYTES
 
 
-def parallelize(sch: Schedule, task: Any, kernel: Any, choose: Any) -> bool:
+def parallelize(sch: Schedule, task: Any, pays: bool, choose: Any) -> bool:
     """Run the loop over tasks on all cores, where that pays (and say so); in tuning, both ways are tried."""
-    parallel = bool(choose("parallel", ["yes", "no"], "yes" if pays_in_parallel(kernel) else "no") == "yes")
+    parallel = bool(choose("parallel", ["yes", "no"], "yes" if pays else "no") == "yes")
     if parallel:
         sch.parallel(task)
     return parallel
+
+
+def place_pad(sch: Schedule, pad: Any, task: Any, parallel: bool, choose: Any) -> None:
+    """Make the border per task, in the core's own cache; as a stage of its own where the ladder takes that back."""
+    # Not a choice of search, but of the ladder.
+    if choose("pad", ["task"], "task") == "task":
+        sch.compute_at(pad, task, preserve_unit_loops=True)
+        vectorize_fill(sch, pad)
+    else:
+        stage(sch, pad, parallel)
+
+
+def window_in_registers(sch: Schedule, anchor: Any, output: Any, *, unroll: bool) -> None:
+    """A window's rows and columns outside, the tile of pixels inside and in registers; `unroll` the window's taps."""
+    *tile, rows, columns = sch.get_loops(anchor)[-7:]
+    sch.reorder(rows, columns, *tile)
+    if unroll:
+        sch.unroll(rows)
+        sch.unroll(columns)
+    vectorize_unroll(sch, anchor, 1)
+    vectorize_unroll(sch, output, 1)
+    init = sch.decompose_reduction(anchor, rows)
+    vectorize_unroll(sch, init, 1)
 
 
 def stage(sch: Schedule, block: Any, parallel: bool) -> None:

@@ -21,9 +21,10 @@ from .common import (
     find_block,
     fuse_epilogue,
     parallelize,
+    pays_in_parallel,
     task_split,
     vectorize_fill,
-    vectorize_unroll,
+    window_in_registers,
 )
 
 LADDER = [
@@ -57,18 +58,10 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     y_band, _y_rows = sch.split(ly, [None, band])
     x_tiles, _x_tile = sch.split(lx, [None, columns])
     task = sch.fuse(ln, lco, y_band)
-    parallelize(sch, task, kernel, choose)
+    parallelize(sch, task, pays_in_parallel(kernel), choose)
     sch.compute_at(anchor, x_tiles, preserve_unit_loops=True)
     if pad is not None:
         sch.compute_at(pad, task, preserve_unit_loops=True)
         vectorize_fill(sch, pad)
-    own = sch.get_loops(anchor)
-    tn, tco, ty, tx, tci, rkh, rkw = own[-7:]
-    sch.reorder(rkh, rkw, tn, tco, ty, tx, tci)
-    sch.unroll(rkh)
-    sch.unroll(rkw)
-    vectorize_unroll(sch, anchor, 1)
-    vectorize_unroll(sch, output, 1)
-    init = sch.decompose_reduction(anchor, rkh)
-    vectorize_unroll(sch, init, 1)
+    window_in_registers(sch, anchor, output, unroll=True)
     return sch

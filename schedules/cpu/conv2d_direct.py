@@ -43,10 +43,10 @@ from .common import (
     find_block,
     fuse_epilogue,
     parallelize,
-    stage,
+    pays_in_parallel,
+    place_pad,
     task_split,
     unroll_depth,
-    vectorize_fill,
     vectorize_unroll,
 )
 
@@ -132,19 +132,16 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     x_tiles, x_tile = sch.split(lx, [None, columns])
     sch.reorder(ln, co_share, y_band, co_group, y_rows, x_tiles, y_tile, x_tile, co_vector, lci)
     task = sch.fuse(ln, co_share, y_band)
-    parallel = parallelize(sch, task, kernel, choose)
+    parallel = parallelize(sch, task, pays_in_parallel(kernel), choose)
     if weights_stay:
         # The sums of a whole band go through a buffer in L1 or L2, once a block of input channels.
         sch.set_scope(anchor, 0, "global")
         sch.compute_at(anchor, co_group, preserve_unit_loops=True)
     else:
         sch.compute_at(anchor, x_tiles, preserve_unit_loops=True)
-    # Not a choice of search, but of the ladder, as is the order below.
-    if pad is not None and choose("pad", ["task"], "task") == "task":
-        sch.compute_at(pad, task, preserve_unit_loops=True)
-        vectorize_fill(sch, pad)
-    elif pad is not None:
-        stage(sch, pad, parallel)
+    if pad is not None:
+        place_pad(sch, pad, task, parallel, choose)
+    # Not a choice of search, but of the ladder.
     order = choose("order", ["pixels"], "pixels")
     tn, tco, ty, tx, tci, ico, rkh, rkw, ici = sch.get_loops(anchor)[-9:]
     ici_outer, ici_inner = sch.split(ici, [None, unroll])

@@ -12,7 +12,7 @@ from tvm.s_tir import Schedule
 
 from tvmopt.machine import Machine
 
-from .common import find_block, fuse_epilogue, parallelize, vectorize_fill
+from .common import find_block, fuse_epilogue, parallelize, pays_in_parallel, vectorize_fill
 from .product import choose_tiling, finish, pixel_loops, split_output
 
 
@@ -30,7 +30,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
         batch=n, rows=pixels, panels=panels, lanes=lanes, depth=depth, inner_depth=depth, machine=machine, choose=choose
     )
     task, tiles = split_output(sch, [ln], lco, lpixel, lci, tiling)
-    parallelize(sch, task, kernel, choose)
+    parallelize(sch, task, pays_in_parallel(kernel), choose)
     sch.compute_at(anchor, tiles, preserve_unit_loops=True)
     sch.compute_at(patches, task, preserve_unit_loops=True)
     # The channels of a patch stand side by side in the blocked input: copied a register at a time.

@@ -31,6 +31,7 @@ from .common import (
     find_block,
     is_reduction,
     parallelize,
+    pays_in_parallel,
     task_split,
     unroll_depth,
     vectorize_fill,
@@ -99,7 +100,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
         y_band, y = sch.split(ly, [None, band * m])
         sch.reorder(ln, co_share, y_band, co, y)
         task = sch.fuse(ln, co_share, y_band)
-    parallelize(sch, task, kernel, choose)
+    parallelize(sch, task, pays_in_parallel(kernel), choose)
     _back(sch, rows_out, tile_out, co)
     _product(sch, anchor, task, rows, vectors, unroll)
     _there(sch, rows_in, tile_in, task)
@@ -134,10 +135,7 @@ def _back(sch: Schedule, rows_out: Any, tile_out: Any, co: Any) -> None:
     sch.vectorize(lane)
     sch.compute_at(rows_out, i, preserve_unit_loops=True)
     sch.set_scope(rows_out, 0, "local")
-    *_, inner_i, f, lane = sch.get_loops(rows_out)
-    sch.unroll(inner_i)
-    sch.unroll(f)
-    sch.vectorize(lane)
+    vectorize_unroll(sch, rows_out, 2)
 
 
 def _there(sch: Schedule, rows_in: Any, tile_in: Any, task: Any) -> None:
@@ -150,10 +148,7 @@ def _there(sch: Schedule, rows_in: Any, tile_in: Any, task: Any) -> None:
     sch.vectorize(lane)
     sch.compute_at(rows_in, e, preserve_unit_loops=True)
     sch.set_scope(rows_in, 0, "local")
-    *_, inner_e, x, lane = sch.get_loops(rows_in)
-    sch.unroll(inner_e)
-    sch.unroll(x)
-    sch.vectorize(lane)
+    vectorize_unroll(sch, rows_in, 2)
 
 
 def _product(sch: Schedule, anchor: Any, task: Any, rows: int, vectors: int, unroll: int) -> None:

@@ -28,6 +28,7 @@ from .common import (
     find_block,
     fuse_epilogue,
     parallelize,
+    pays_in_parallel,
     vectorize_fill,
     vectorize_unroll,
 )
@@ -64,7 +65,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
         batch=1, rows=rows, panels=panels, lanes=lanes, depth=depth, inner_depth=depth, machine=machine, choose=choose
     )
     task, tiles = split_output(sch, [], lno, lm, lni, tiling)
-    parallelize(sch, task, kernel, choose)
+    parallelize(sch, task, pays_in_parallel(kernel), choose)
     chunk = choose_chunk(tiling, depth, lanes, machine, choose)
     if chunk < depth:
         copied = copy_rows(sch, anchor, chunk, machine)

@@ -7,6 +7,7 @@ pixels of one row is reduced in registers, all taps unrolled.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm.s_tir import Schedule
@@ -21,13 +22,14 @@ from .common import (
     block_names,
     divisors,
     extent,
+    extents,
     fuse_epilogue,
     is_reduction,
     parallelize,
-    stage,
-    vectorize_fill,
-    vectorize_unroll,
+    place_pad,
+    window_in_registers,
 )
+from .fallback import SERIAL_BELOW
 
 LADDER = [
     Rung("lanes", "one window at a time, a block of channels in the lanes of a register", {}),
@@ -53,6 +55,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     n, _blocks, height, width, lanes = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars[:5])
     if not 1 < lanes <= LONGEST_VECTOR:
         return None
+    steps = max(math.prod(extents(sch, sch.get_sblock(name))) for name in names)
     pads = [name for name in names[: names.index(reductions[0])] if name.startswith("pad")]
     pad = sch.get_sblock(pads[0]) if pads else None
     output = fuse_epilogue(sch, anchor, [pad] if pad is not None else [])
@@ -71,20 +74,10 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     y_band, _y_rows = sch.split(ly, [None, band])
     x_tiles, _x_tile = sch.split(lx, [None, columns])
     task = sch.fuse(ln, lco, y_band)
-    parallel = parallelize(sch, task, kernel, choose)
+    parallel = parallelize(sch, task, steps >= SERIAL_BELOW, choose)
     sch.compute_at(anchor, x_tiles, preserve_unit_loops=True)
-    if pad is not None and choose("pad", ["task"], "task") == "task":
-        sch.compute_at(pad, task, preserve_unit_loops=True)
-        vectorize_fill(sch, pad)
-    elif pad is not None:
-        stage(sch, pad, parallel)
-    tn, tco, ty, tx, tci, rkh, rkw = sch.get_loops(anchor)[-7:]
-    sch.reorder(rkh, rkw, tn, tco, ty, tx, tci)
-    if extent(sch, rkh) * extent(sch, rkw) <= LONGEST_VECTOR:
-        sch.unroll(rkh)
-        sch.unroll(rkw)
-    vectorize_unroll(sch, anchor, 1)
-    vectorize_unroll(sch, output, 1)
-    init = sch.decompose_reduction(anchor, rkh)
-    vectorize_unroll(sch, init, 1)
+    if pad is not None:
+        place_pad(sch, pad, task, parallel, choose)
+    window = [extent(sch, loop) for loop in sch.get_loops(anchor)[-2:]]
+    window_in_registers(sch, anchor, output, unroll=math.prod(window) <= LONGEST_VECTOR)
     return sch

@@ -37,8 +37,10 @@ def test_variants_and_torch_are_verified_and_set_beside_the_roof(tmp_path: Path)
     )
     found = {row["variant"]: row for row in document["results"]}
     assert list(found) == ["original", "manual", "peer:torch"]
-    for row in found.values():
-        assert len(row["samples_ms"]) == len(row["shares"]) == len(row["quiet"]) >= 3
+    for name, row in found.items():
+        # PyTorch's turns take a process change each, and the time limit is a second.
+        least = 3 if name == "peer:torch" else 5
+        assert len(row["samples_ms"]) == len(row["shares"]) == len(row["quiet"]) >= least
         assert 0 < row["peak_fraction"] < 1
         assert 0 < row["max_abs_err"] < 1e-4
         assert row["gflops"] == pytest.approx(row["flops"] / row["latency_ms"]["median"] * 1e-6)
