@@ -13,20 +13,16 @@ TVM's kernels share one process, because they share one thread pool; PyTorch has
 
 from __future__ import annotations
 
-import json
 import resource
-import sys
-import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tvmopt.errors import TvmoptError, UsageError, one_line
+from tvmopt.errors import UsageError
 from tvmopt.runtime import timer
 
 from .kernel_cases import layer
-from .worker import take_over_stdout
+from .worker import answered, serve
 
 # A turn's sample of one kernel: long beside the clock's noise, short beside how long a neighbour stays.
 SAMPLE_S = 0.005
@@ -44,13 +40,7 @@ class Session:
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answers one request; what goes wrong becomes the answer."""
-        try:
-            return {"ok": True, **getattr(self, f"do_{request.pop('do')}")(**request)}
-        except TvmoptError as error:
-            return {"error": one_line(error), "kind": type(error).__name__, "exit_code": error.exit_code}
-        except Exception as error:
-            traceback.print_exc()
-            return {"error": f"{type(error).__name__}: {one_line(error)}", "kind": type(error).__name__}
+        return answered(lambda asked: dict(getattr(self, f"do_{asked.pop('do')}")(**asked)), request)
 
     def do_prepare(
         self, op: str, shape: str, threads: int, contenders: list[str], log_dir: str, schedules_dir: str | None,
@@ -138,12 +128,10 @@ class Session:
         watch = self._watches[name]
         watch(1)  # brings the kernel's data back into the caches, which others have used
         switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-        began = time.perf_counter()
         seconds = watch(self._counts[name]) / self._counts[name]
-        took = time.perf_counter() - began
         interruptions = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches
         after = self.do_references()["references"] if self._peak else None
-        return {"seconds": seconds, "interruptions": interruptions, "before": before, "after": after, "took_s": took}
+        return {"seconds": seconds, "interruptions": interruptions, "before": before, "after": after}
 
     def do_finish(self) -> dict[str, Any]:
         """Compares the outputs with PyTorch's once more."""
@@ -156,14 +144,5 @@ class Session:
         return {"text": self._sources[name][form]}
 
 
-def main() -> None:
-    """Answers requests until there are no more."""
-    answers = take_over_stdout()
-    session = Session()
-    for line in sys.stdin:
-        answers.write(json.dumps(session.handle(json.loads(line))) + "\n")
-        answers.flush()
-
-
 if __name__ == "__main__":
-    main()
+    serve(Session().handle)

@@ -62,14 +62,7 @@ class Session:
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answers one request; what goes wrong becomes the answer."""
-        try:
-            return {"ok": True, **self._handlers[request["do"]](request)}
-        except TvmoptError as error:
-            return {"error": one_line(error), "kind": type(error).__name__, "exit_code": error.exit_code}
-        except Exception as error:
-            # The trace goes to standard error, which the parent keeps; the row gets one line of it.
-            traceback.print_exc()
-            return {"error": f"{type(error).__name__}: {one_line(error)}", "kind": type(error).__name__}
+        return answered(lambda asked: self._handlers[asked["do"]](asked), request)
 
     def reference(self, request: dict[str, Any]) -> dict[str, Any]:
         """Computes and saves the reference, and describes the model."""
@@ -276,14 +269,25 @@ def take_over_stdout() -> TextIO:
     return answers
 
 
-def main() -> None:
+def answered(handler: Callable[[dict[str, Any]], dict[str, Any]], request: dict[str, Any]) -> dict[str, Any]:
+    """A handler's answer to one request; what goes wrong becomes the answer."""
+    try:
+        return {"ok": True, **handler(request)}
+    except TvmoptError as error:
+        return {"error": one_line(error), "kind": type(error).__name__, "exit_code": error.exit_code}
+    except Exception as error:
+        # The trace goes to standard error, which the parent keeps; the row gets one line of it.
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {one_line(error)}", "kind": type(error).__name__}
+
+
+def serve(handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Answers requests until there are no more."""
     answers = take_over_stdout()
-    session = Session()
     for line in sys.stdin:
-        answers.write(json.dumps(session.handle(json.loads(line))) + "\n")
+        answers.write(json.dumps(handle(json.loads(line))) + "\n")
         answers.flush()
 
 
 if __name__ == "__main__":
-    main()
+    serve(Session().handle)
