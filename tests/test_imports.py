@@ -26,7 +26,7 @@ LAYERS = [
     {"operators"},
     # What stands on neither TVM's graph nor on each other's order: descriptions and what reads them.
     {"model", "models", "data", "image_folder", "pt2", "torchvision_compat", "options", "plan"},
-    {"machine"},
+    {"machine", "machine_gpu"},
     {"errors"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
