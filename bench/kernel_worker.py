@@ -13,6 +13,7 @@ TVM's kernels share one process, because they share one thread pool; PyTorch has
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from tvmopt.errors import UsageError
 from tvmopt.runtime import timer
 
 from .kernel_cases import layer
+from .process import pin, thread_ids
 from .worker import answered, serve
 
 # A turn's sample of one kernel: long beside the clock's noise, short beside how long a neighbour stays.
@@ -107,15 +109,20 @@ class Session:
                                              sample_s=SAMPLE_S)  # fmt: skip
 
     def do_watch(self, threads: int) -> dict[str, Any]:
-        """Nothing but the reference loops is wanted."""
+        """Nothing but the reference loops is wanted, in a process whose threads have a core each.
+
+        They sleep between two looks, and unpinned the system wakes both on one core as often as not.
+        """
         from tvmopt.machine import configure_threads, detect
         from tvmopt.runtime.peak import Peak
         from tvmopt.runtime.threads import use_threads
 
         machine = detect(threads)
+        before = thread_ids()
         configure_threads(machine.cores)
         use_threads(machine.cores)
         self._peak = Peak(machine)
+        pin([os.getpid(), *sorted(thread_ids() - before)][: machine.cores])
         return {}
 
     def do_references(self) -> dict[str, Any]:

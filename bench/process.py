@@ -146,10 +146,6 @@ class Worker:
             before = now
         return False
 
-    def waited(self) -> float:
-        """Seconds its threads have wanted a core and not had one so far."""
-        return run_delay(self.pid)
-
     def stop(self) -> None:
         """Ends the process and whatever it started; harmless when it has ended."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -185,6 +181,22 @@ def run_delay(pid: int) -> float:
     except OSError:
         pass
     return total / 1e9
+
+
+def thread_ids() -> set[int]:
+    """The threads of this process; none where the system does not list them."""
+    with contextlib.suppress(OSError):
+        return {int(task) for task in os.listdir("/proc/self/task")}
+    return set()
+
+
+def pin(threads: Sequence[int]) -> None:
+    """Gives each of some threads of this process a CPU of its own; does nothing where that cannot be."""
+    if hasattr(os, "sched_setaffinity"):
+        cpus = sorted(os.sched_getaffinity(0))
+        if len(threads) <= len(cpus):
+            for thread, cpu in zip(threads, cpus, strict=False):
+                os.sched_setaffinity(thread, {cpu})
 
 
 def _runnable(pid: int) -> bool:

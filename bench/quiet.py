@@ -9,7 +9,8 @@ which must play no part in what counts:
 - The system counts how long a process's threads waited for a core they could have used.
 
 A turn is quiet when both loops ran within 4% of the run's best, before and after it, and its threads waited for less
-than 1% of it.
+than 1% of the time that was measured. (Threads that were asleep are woken on one core as often as not and wait for each
+other until the system has moved one, some milliseconds; a turn's warm-up lasts longer than that.)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from .process import Worker, WorkerError, worker_command
 
-# What a turn's threads may have waited for cores, as a share of the turn on all cores.
+# What a turn's threads may have waited for cores, all together, as a share of the time its samples took.
 WAITED = 0.01
 _START_TIMEOUT_S = 120.0
 _TIMEOUT_S = 60.0
@@ -30,7 +31,7 @@ References = tuple[float, float]
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What was seen round one turn: both references before and after it, and the share of it spent waiting."""
+    """What was seen round one turn: both references before and after it, and the share of its samples spent waiting."""
 
     before: References
     after: References

@@ -36,8 +36,6 @@ class Asked(Protocol):
 
     def settle(self) -> bool: ...
 
-    def waited(self) -> float: ...
-
     def stop(self) -> None: ...
 
 
@@ -198,17 +196,16 @@ def take_turns(
 
 
 def _turn(contender: Contender, number: int, settings: Settings) -> float:
-    """Takes one turn; what share of it the contender's threads waited for a core."""
+    """Takes one turn; for what share of its samples the contender's threads waited for a core."""
     # A slow contender gets single samples, so that its few are spread over rounds too.
     budget = settings.time_limit_s / 10
-    begin, waited = time.monotonic(), contender.worker.waited()
     request = {"do": "round", "samples": settings.per_round, "budget_s": budget, "cold": settings.cold}
     answer = contender.ask(request, settings.time_limit_s + _ANSWER_MARGIN_S)
     if answer is None:
         return 1.0
     contender.samples.add(answer["samples"], number)
     contender.cold.add(answer.get("cold", []), number)
-    return (contender.worker.waited() - waited) / (time.monotonic() - begin)
+    return float(answer["waited"])
 
 
 def _done(contender: Contender, settings: Settings, best: float) -> bool:

@@ -29,6 +29,7 @@ from tvmopt.runtime import timer
 
 from .cases import Case
 from .cold import Flush, take_cold
+from .process import run_delay
 
 if TYPE_CHECKING:
     from tvmopt.data import Dataset
@@ -126,14 +127,27 @@ class Session:
         }
 
     def round(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One turn: samples in seconds per call; `cold` of single calls, each with nothing of it in the caches."""
+        """One turn: samples in seconds per call; `cold` of single calls, each with nothing of it in the caches.
+
+        `waited`: for what share of their time threads of this process, all together, wanted a core and had none.
+        """
         watch, count, budget = timer.stopwatch(self._call), request["samples"], request["budget_s"]
-        answer = {"samples": timer.take_round(watch, self._calls, count, budget_s=budget)}
+        marks: list[tuple[float, float]] = []
+
+        def mark() -> None:
+            marks.append((time.monotonic(), run_delay(os.getpid())))
+
+        answer: dict[str, Any] = {
+            "samples": timer.take_round(watch, self._calls, count, budget_s=budget, warmed=mark)
+        }
         if request.get("cold"):
             if self._flush is None:
                 machine = self._case.options.machine()
                 self._flush = Flush(self._case.threads, (machine.l1, machine.l2, machine.l3))
             answer["cold"] = take_cold(self._call, self._flush, count, budget)
+        mark()
+        (began, before), (ended, after) = marks
+        answer["waited"] = (after - before) / (ended - began)
         return answer
 
     def finish(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Fake:
         factor = 1 + self.noise * (self.turns % 2)
         count = request["samples"] if self.seconds < request["budget_s"] else 1
         time.sleep(min(self.seconds, 0.02))
-        return {"samples": [self.seconds * factor] * count}
+        return {"samples": [self.seconds * factor] * count, "waited": 0.0}
 
     def tell(self, request: dict[str, Any]) -> None:
         self.log.append(f"{self.name} told")
@@ -108,9 +108,6 @@ class Fake:
 
     def settle(self) -> bool:
         return True
-
-    def waited(self) -> float:
-        return 0.0
 
     def stop(self) -> None:
         self.stopped = True
@@ -163,7 +160,6 @@ class Disturbed(Fake):
     def __init__(self, weather: Weather) -> None:
         super().__init__("disturbed", [], seconds=0.001)
         self.weather = weather
-        self.waiting = 0.0
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         answer = super().ask(request, timeout_s)
@@ -172,11 +168,8 @@ class Disturbed(Fake):
         elif self.turns % 8 == 1:
             # A process of this machine, which the probe did not see: the system counts what was waited for it.
             answer["samples"] = [5 * s for s in answer["samples"]]
-            self.waiting += 1.0
+            answer["waited"] = 0.5
         return answer
-
-    def waited(self) -> float:
-        return self.waiting
 
 
 def test_turns_in_which_others_used_the_cores_do_not_count() -> None:

@@ -34,7 +34,7 @@ def use_threads(threads: int) -> None:
     import tvm
 
     environment = threads_environment(threads)
-    wanted = {name: environment[name] for name in ("TVM_NUM_THREADS", "TVM_BIND_THREADS")}
+    wanted = {name: value for name, value in environment.items() if name.startswith("TVM_")}
     os.environ.update({**wanted, "TVM_NUM_THREADS": str(max(threads, available_cores()))})
     tvm.get_global_func("runtime.config_threadpool")(_FASTEST_FIRST, threads)
     # What a pool made later, or in a child process, starts from.

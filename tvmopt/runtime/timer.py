@@ -110,18 +110,23 @@ def calibrate(watch: Stopwatch, seconds_per_call: float, *, sample_s: float = SA
 
 
 def take_round(
-    watch: Stopwatch, calls: int, samples: int, *, sample_s: float = SAMPLE_S, budget_s: float = math.inf
-) -> list[float]:
+    watch: Stopwatch, calls: int, samples: int, *, sample_s: float = SAMPLE_S, budget_s: float = math.inf,
+    warmed: Callable[[], object] = lambda: None,
+) -> list[float]:  # fmt: skip
     """One turn: `samples` samples of `calls` calls, fewer (but one) once `budget_s` is spent.
 
     Before a turn others have run: what they left in the caches, and threads that are still waking up, are taken
-    out by two calls (or a sample's time of them) that do not count.
+    out by two calls (or a sample's time of them) that do not count. `warmed` is called when that is done, but for one
+    call.
     """
     start = time.perf_counter()
     if watch(1) < _LONG_CALL_S:
         while time.perf_counter() - start < sample_s:
             watch(max(1, calls // 4))
+        warmed()
         watch(1)
+    else:
+        warmed()
     taken: list[float] = []
     begin = time.perf_counter()
     while len(taken) < samples and (not taken or time.perf_counter() - begin < budget_s):
