@@ -11,6 +11,7 @@ from tvmopt.errors import LogError, VerificationError
 from tvmopt.runtime.timer import Stopwatch, native_stopwatch
 
 if TYPE_CHECKING:
+    import numpy as np
     import tvm
 
     from tvmopt.graph.kernels import Kernel
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 class Contender:
     """One way to run the kernel. `verify` gives the largest error, or raises VerificationError.
 
-    `choices`: the numbers of its rule. `text`: what a rung changes, or where a logged schedule is from.
+    `choices`: the numbers of its rule. `text`: what a rung changes, or where a logged schedule is from. `kernel` and
+    `labels` (fields of its result) where contenders are different kernels.
     """
 
     watch: Stopwatch
@@ -32,6 +34,8 @@ class Contender:
     compile_s: float
     choices: dict[str, Any] = field(default_factory=dict)
     text: str = ""
+    kernel: Kernel | None = None
+    labels: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,20 @@ class Built:
     def facts(self) -> dict[str, Any]:
         """What the parent process needs to know, as JSON."""
         return {
-            "kernel": {"op": self.kernel.op, "flops": self.kernel.flops, "bytes": self.kernel.bytes},
+            "kernel": _sizes(self.kernel),
             "missing": self.missing,
             "contenders": {
-                name: {"choices": one.choices, "text": one.text, "compile_s": one.compile_s}
+                name: {
+                    "choices": one.choices, "text": one.text, "compile_s": one.compile_s, "labels": one.labels,
+                    **({"kernel": _sizes(one.kernel)} if one.kernel is not None else {}),
+                }
                 for name, one in self.contenders.items()
             },
-        }
+        }  # fmt: skip
+
+
+def _sizes(kernel: Kernel) -> dict[str, Any]:
+    return {"op": kernel.op, "flops": kernel.flops, "bytes": kernel.bytes}
 
 
 def build_all(
@@ -70,7 +81,7 @@ def build_all(
 
     use_threads(machine.cores)
     lowered = lower_model(model, machine, strategies)
-    kernel = _main_kernel(lowered, model)
+    kernel = main_kernel(lowered, model)
     candidates = rules(machine.kind, schedules_dir)
     check = Check(kernel, lowered, model, machine, strategies)
     contenders: dict[str, Contender] = {}
@@ -88,7 +99,7 @@ def build_all(
         if name == "original":
             # TVM's own lowering, in the user's layout.
             plain = lower_model(model, machine, variant="original")
-            theirs = _main_kernel(plain, model)
+            theirs = main_kernel(plain, model)
             contenders[name] = Check(theirs, plain, model, machine, {}).contender(name, theirs.func, {}, "")
         elif name == "manual":
             function, plan = schedule_manual(kernel, machine, candidates)
@@ -102,7 +113,7 @@ def build_all(
     return Built(kernel, contenders, missing)
 
 
-def _main_kernel(lowered: Lowered, model: Model) -> Kernel:
+def main_kernel(lowered: Lowered, model: Model) -> Kernel:
     """The one that does the layer's work; of those that count no operations, the one that moves most."""
     kernels = lowered.kernels
     if "max_pool2d" in model.name:
@@ -131,6 +142,14 @@ def logged(
     return best.schedule.mod["main"], best.plan.choices, f"log of {name}"
 
 
+def _values(kernel: Kernel, shape: list[int], dtype: str, generator: np.random.Generator) -> np.ndarray:
+    from tvmopt.graph.kernels import random_integers
+
+    if dtype.startswith("int"):
+        return random_integers(kernel.func, shape, generator).astype(dtype)
+    return generator.standard_normal(shape).astype(dtype)
+
+
 class Check:
     """Builds functions of one kernel, and compares what they compute with PyTorch in double precision.
 
@@ -151,13 +170,15 @@ class Check:
         model.module.float()
         generator = np.random.default_rng(0)
         self._arguments = [
-            tvm.runtime.tensor(generator.standard_normal([int(d) for d in p.shape]).astype(str(p.dtype)))
+            tvm.runtime.tensor(_values(kernel, [int(d) for d in p.shape], str(p.dtype), generator))
             for p in kernel.func.params
         ]
         self._expected: Any = None
 
-    def contender(self, name: str, function: tvm.tirx.PrimFunc, choices: dict[str, Any], text: str) -> Contender:
-        """`function` built, verified in the layer, and ready to be timed alone."""
+    def contender(
+        self, name: str, function: tvm.tirx.PrimFunc, choices: dict[str, Any], text: str, **facts: Any
+    ) -> Contender:
+        """`function` built, verified in the layer, and ready to be timed alone; `facts` are more of its fields."""
         import time
 
         import tvm
@@ -178,7 +199,7 @@ class Check:
         def verify() -> float:
             return max(in_layer, self._verify_alone(name, library["main"]))
 
-        return Contender(watch, verify, sources, compile_s, choices, text)
+        return Contender(watch, verify, sources, compile_s, choices, text, **facts)
 
     def _verify_layer(self, name: str, function: tvm.tirx.PrimFunc) -> float:
         from tvmopt.graph.pipeline import build, with_kernels

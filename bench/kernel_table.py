@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from . import sparsity_table
 from .table import grid, milliseconds
 
 if TYPE_CHECKING:
@@ -18,11 +19,13 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """One tuple of texts a result, under `HEADER`, with the step's gain and text for rungs of a ladder."""
     table: list[tuple[str, ...]] = []
     before: float | None = None
+    sparse = any(sparsity_table.is_sparse(row) for row in rows)
     for row in rows:
         median = row["latency_ms"]["median"]
         half = (row["ci95"][1] - row["ci95"][0]) / 2 / median
+        way = f" {row['strategy'].partition('=')[2]}" if sparse else ""
         line: tuple[str, ...] = (
-            row["variant"].partition(":")[2] or row["variant"],
+            row["variant"].partition(":")[2] or row["variant"] + way,
             milliseconds(median) + (" !" if row["unstable"] else ""),
             f"{half:.1%}",
             f"{row['gflops']:.1f}" if row["flops"] else "",
@@ -35,6 +38,8 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         if row["variant"].startswith("rung:"):
             line += (f"{before / median:.2f}x" if before else "", row["text"])
             before = median
+        if sparse:
+            line += sparsity_table.cells(rows, row)
         table.append(line)
     return table
 
@@ -43,7 +48,8 @@ def terminal(rows: Sequence[dict[str, Any]]) -> Table:
     """A rich table of the contenders of one kernel."""
     first = rows[0]
     ladder = first["variant"].startswith("rung:")
-    header = HEADER + (_LADDER if ladder else ())
+    sparse = any(sparsity_table.is_sparse(row) for row in rows)
+    header = HEADER + (_LADDER if ladder else ()) + (sparsity_table.HEADER if sparse else ())
     table = grid(heading(first), header, cells(rows))
     if ladder:
         table.columns[-1].justify = "left"
@@ -63,6 +69,7 @@ def heading(row: dict[str, Any]) -> str:
 
 def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What has to be said under a table."""
+    found = sparsity_table.notes(rows)
     if any(row["unstable"] for row in rows):
-        return ["! unstable: too few turns in which nobody else used the cores, so all turns count"]
-    return []
+        found.append("! unstable: too few turns in which nobody else used the cores, so all turns count")
+    return found

@@ -46,7 +46,7 @@ class Session:
 
     def do_prepare(
         self, op: str, shape: str, threads: int, contenders: list[str], log_dir: str, schedules_dir: str | None,
-        ladder: bool, strategies: dict[str, str],
+        ladder: bool, strategies: dict[str, str], sparsities: list[float], method: str,
     ) -> dict[str, Any]:  # fmt: skip
         """Builds the contenders, compares their outputs with PyTorch's, and says what there is to know of them."""
         from tvmopt.machine import configure_threads, detect
@@ -56,20 +56,27 @@ class Session:
         machine = detect(threads)
         configure_threads(machine.cores)
         from .kernel_contenders import build_all
+        from .kernel_sparsity import build
 
-        built = build_all(layer(op, shape), contenders, machine, Path(log_dir), schedules_dir, ladder, strategies)
+        if sparsities:
+            built = build(op, shape, sparsities, method, contenders, machine, Path(log_dir), schedules_dir)
+        else:
+            built = build_all(layer(op, shape), contenders, machine, Path(log_dir), schedules_dir, ladder, strategies)
         from tvmopt.runtime.peak import Bandwidth, Peak
 
         self._peak = Peak(machine)
         for name, contender in built.contenders.items():
             self._sources[name] = contender.sources
             self._prepare(name, contender.watch, contender.verify)
+        bandwidth = Bandwidth(machine)
+        sizes = {one.kernel.bytes for one in built.contenders.values() if one.kernel is not None}
         return {
             **built.facts(),
+            "bandwidths": {str(size): bandwidth(size) for size in sizes},
             "errors": {name: verify() for name, verify in self._verify.items()},
             "clock_ghz": self._peak.clock_ghz(),
             "lanes": machine.lanes,
-            "bandwidth": Bandwidth(machine)(built.kernel.bytes),
+            "bandwidth": bandwidth(built.kernel.bytes),
         }
 
     def _prepare_torch(self, op: str, shape: str, threads: int) -> dict[str, Any]:

@@ -127,13 +127,18 @@ def _time(kernel: Kernel, function: Any, machine: Machine, loops: Peak) -> list[
     import numpy as np
     import tvm
 
+    from tvmopt.graph.kernels import random_integers
+
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     built = tvm.compile(module, target=machine.target()).jit()
     generator = np.random.default_rng(0)
     arguments = []
     for parameter in kernel.func.params:
         empty = tvm.runtime.empty([int(extent) for extent in parameter.shape], str(parameter.dtype), tvm.cpu())
-        values = generator.uniform(0.5, 1.5, empty.shape)
+        if empty.numpy().dtype.kind == "i":
+            values = random_integers(kernel.func, empty.shape, generator)
+        else:
+            values = generator.uniform(0.5, 1.5, empty.shape)
         arguments.append(empty.copyfrom(values.astype(empty.numpy().dtype)))
 
     def sample(calls: int) -> float:

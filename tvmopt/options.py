@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16")
 # Operator -> the ways it can be lowered; the first is the default.
-STRATEGIES: dict[str, tuple[str, ...]] = {"conv2d": ("direct", "gemm", "winograd")}
+STRATEGIES: dict[str, tuple[str, ...]] = {
+    "conv2d": ("direct", "gemm", "winograd", "sparse"),
+    "dense": ("packed", "sparse"),
+}
 _TARGET_HELP = "llvm (or cpu: this host), cuda, or a llvm target as JSON"
 
 
@@ -71,6 +74,20 @@ def duration(text: str) -> float:
     if match is None or float(match[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a duration like 90s, 10m or 1.5h")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2] or "s"]
+
+
+def sparsities(text: str) -> tuple[float, ...]:
+    """Shares of zeros from `0.5,0.8`; each at least 0 and less than 1."""
+    found = []
+    for part in text.split(","):
+        try:
+            value = float(part)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{part!r} is not a share of zeros like 0.8") from None
+        if not 0 <= value < 1:
+            raise argparse.ArgumentTypeError(f"{part} is not at least 0 and less than 1, as 0.9 for 90% zeros")
+        found.append(value)
+    return tuple(found)
 
 
 def percentage(text: str) -> float:

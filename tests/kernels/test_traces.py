@@ -38,12 +38,13 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize("strategy", ["direct", "gemm", "winograd"])
+@pytest.mark.parametrize("strategy", ["direct", "gemm", "winograd", "sparse"])
 def test_every_trace_survives_the_log(strategy: str) -> None:
     machine = detect()
     model = side_by_side([layer for layer, _ in LAYERS], [shape for _, shape in LAYERS])
     taken, alternatives = set(), 0
-    for kernel in lower_model(model, machine, {"conv2d": strategy}).kernels:
+    strategies = {"conv2d": strategy, "dense": "sparse" if strategy == "sparse" else "packed"}
+    for kernel in lower_model(model, machine, strategies).kernels:
         asked = Recorder()
         apply_rule(kernel, machine, rules(machine.kind), asked)
         # The defaults, and every other way a word (and not a number) or an end of a range can decide.
@@ -57,8 +58,11 @@ def test_every_trace_survives_the_log(strategy: str) -> None:
             again = Schedule(tvm.IRModule({"main": kernel.func.with_attr("global_symbol", "main")}))
             tvm.s_tir.schedule.Trace.apply_json_to_schedule(text, again)
             assert structural_equal(again.mod["main"], scheduled.schedule.mod["main"]), (kernel.name, choices)
-    anchors = {"direct": {"conv2d_direct", "conv2d_pointwise"}}.get(strategy, {f"conv2d_{strategy}"})
-    assert taken >= {*anchors, "conv2d_depthwise", "dense", "batch_matmul", "fallback"}
+    anchors = {
+        "direct": {"conv2d_direct", "conv2d_pointwise", "dense"},
+        "sparse": {"conv2d_sparse", "conv2d_sparse_pointwise", "dense_sparse"},
+    }.get(strategy, {f"conv2d_{strategy}", "dense"})
+    assert taken >= {*anchors, "conv2d_depthwise", "batch_matmul", "fallback"}
     assert alternatives > 50
 
 

@@ -14,16 +14,18 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmopt.operators import blocking
+from tvmopt.operators import blocking, conv2d_sparse
 from tvmopt.operators import conv2d_winograd as winograd
 from tvmopt.operators.conv2d import Conv2d, pack_depthwise_weight, pack_weight
 from tvmopt.operators.conv2d_depthwise import conv2d_depthwise
 from tvmopt.operators.conv2d_direct import conv2d_direct
 from tvmopt.operators.conv2d_gemm import conv2d_gemm, pack_gemm_weight
 from tvmopt.operators.dense import batch_matmul, dense, pack_dense_weight
+from tvmopt.operators.dense_sparse import dense_sparse, pack_sparse_dense_weight
 
 if TYPE_CHECKING:
     from tvmopt.graph.blocking import Blocker, Value
+    from tvmopt.operators.sparse import Pattern
 
     Handler = Callable[[Blocker, relax.Call], Value | None]
 
@@ -83,6 +85,12 @@ def conv2d(state: Blocker, call: relax.Call) -> Value | None:
             lambda: winograd.pack_winograd_weight(pack_weight(kernel, conv, plain_input=False), m),
         )
         return _value(state.anchor(winograd.conv2d_winograd, source, packed, conv=conv, m=m), conv.out_channels)
+    if strategy == "sparse" and conv2d_sparse.fits(conv) and not plain_input:
+        out = sparse_anchor(
+            state, weight, lambda: conv2d_sparse.pack_sparse_weight(kernel, conv), conv2d_sparse.conv2d_sparse, source,
+            conv=conv,
+        )  # fmt: skip
+        return _value(out, conv.out_channels)
     use_gemm = strategy == "gemm" and conv.groups == 1 and (plain_input or not conv.is_pointwise)
 
     def make() -> np.ndarray:
@@ -95,12 +103,27 @@ def conv2d(state: Blocker, call: relax.Call) -> Value | None:
     return _value(out, conv.out_channels)
 
 
+def sparse_anchor(
+    state: Blocker, weight: relax.Expr, make: Callable[[], Pattern], function: Callable[..., object],
+    data: relax.Expr, **kwargs: object,
+) -> relax.Expr:  # fmt: skip
+    """An anchor that takes, beside `data`, the values and the offsets of the pattern `make` gives."""
+    pattern = state.pattern((weight, function.__name__), make)
+    return state.anchor(function, data, *pattern, **kwargs)
+
+
 def matmul(state: Blocker, call: relax.Call) -> Value | None:
     """A product with constant weights becomes a packed `dense`; one of two computed tensors a `batch_matmul`."""
     left, right = call.args
     if not _is_float32(left, right) or len(_shape(left)) < 2:
         return None
     weight = _constant(right)
+    if weight is not None and weight.ndim == 2 and state.strategies.get("dense") == "sparse":
+        out = sparse_anchor(
+            state, right, lambda: pack_sparse_dense_weight(weight, state.block), dense_sparse, state.plain(left),
+            columns=weight.shape[1],
+        )  # fmt: skip
+        return _value(None, 0, out)
     if weight is not None and weight.ndim == 2:
         packed = state.weight((right, "dense"), lambda: pack_dense_weight(weight, state.block))
         return _value(None, 0, state.anchor(dense, state.plain(left), packed, columns=weight.shape[1]))

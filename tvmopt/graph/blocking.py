@@ -20,6 +20,7 @@ from tvm import relax
 from tvmopt.graph.blocked_ops import HANDLERS
 from tvmopt.graph.fold import rebuild
 from tvmopt.operators import blocking
+from tvmopt.operators.sparse import Pattern
 
 # relax's OpPatternKind.kOutEWiseFusable: element-wise operators that follow are fused into the kernel.
 _OUT_ELEMENTWISE_FUSABLE = 4
@@ -91,6 +92,14 @@ class Blocker:
         if key not in self.packed_weights:
             self.packed_weights[key] = relax.const(make())
         return self.packed_weights[key]
+
+    def pattern(self, key: object, make: Callable[[], Pattern]) -> tuple[relax.Expr, relax.Expr]:
+        """The values and the offsets of a sparse weight, shared by all its users."""
+        if (key, "values") not in self.packed_weights:
+            made = make()
+            self.packed_weights[key, "values"] = relax.const(made.values)
+            self.packed_weights[key, "offsets"] = relax.const(made.offsets)
+        return self.packed_weights[key, "values"], self.packed_weights[key, "offsets"]
 
     def _unpack(self, data: relax.Expr, channels: int) -> relax.Expr:
         n, outer, h, w, block = (int(x) for x in data.ty.shape)

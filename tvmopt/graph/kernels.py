@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import tvm
 from tvm import relax, tirx
 from tvm_ffi import structural_hash, structural_walk
 
 from tvmopt.graph.network import Unsupported, read_network
-from tvmopt.operators import ANCHORS, FLOPS_ATTR
+from tvmopt.operators import ANCHORS, FLOPS_ATTR, OFFSETS_ATTR
 
 # Stages of element-wise kernels, by which a kernel without an anchor is named in tables.
 _KINDS = (("pool", "pool2d"), ("concat", "concat"), ("softmax", "softmax"), ("unpack", "layout"), ("pack", "layout"))
@@ -92,6 +94,12 @@ def describe(func: tirx.PrimFunc) -> tuple[str, int]:
         if word in names:
             return kind, flops
     return ("reduce" if any(_reduces(block) for block in found) else "elementwise"), flops
+
+
+def random_integers(func: tirx.PrimFunc, shape: Sequence[int], generator: np.random.Generator) -> np.ndarray:
+    """Values for an integer parameter of `func`: ascending offsets where it takes those, else 0 or 1, as in a mask."""
+    ends = [int(block.annotations[OFFSETS_ATTR]) for block in find_blocks(func) if OFFSETS_ATTR in block.annotations]
+    return np.sort(generator.integers(0, max(ends, default=2), shape), axis=-1)
 
 
 def bytes_moved(func: tirx.PrimFunc) -> int:

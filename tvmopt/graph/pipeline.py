@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_STRATEGIES: dict[str, str] = {"conv2d": "direct"}
+DEFAULT_STRATEGIES: dict[str, str] = {"conv2d": "direct", "dense": "packed"}
 
 
 @dataclass(frozen=True)

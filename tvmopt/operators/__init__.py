@@ -7,7 +7,11 @@ operator's name (`conv2d_direct`, `dense`, ...) and carries the number of useful
 FLOPS_ATTR = "tvmopt.flops"
 """Annotation of an anchor block: multiplications and additions of the operator as the user wrote it."""
 
+OFFSETS_ATTR = "tvmopt.offsets"
+"""Annotation of an anchor block that is given offsets: they are at least 0 and less than this."""
+
 ANCHORS = (
     "conv2d_direct", "conv2d_pointwise", "conv2d_gemm", "conv2d_winograd", "conv2d_depthwise", "dense", "batch_matmul",
+    "conv2d_sparse", "conv2d_sparse_pointwise", "dense_sparse",
 )  # fmt: skip
 """The names of anchor blocks, which schedule rules look for."""

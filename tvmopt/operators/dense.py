@@ -7,6 +7,7 @@ it as one stream. "Anatomy of High-Performance Matrix Multiplication" (Goto and 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tvm import te
@@ -24,6 +25,33 @@ def pack_dense_weight(weight: np.ndarray, block: int) -> np.ndarray:
     return np.ascontiguousarray(packed.reshape(-1, block, depth).transpose(0, 2, 1))
 
 
+def row_of(data: te.Tensor) -> Callable[[te.PrimExpr, te.PrimExpr], te.PrimExpr]:
+    """Reads (..., K) as a matrix: a function of the row, all leading dimensions as one, and of the column."""
+    lead = [int(x) for x in data.shape[:-1]]
+
+    def row(m: te.PrimExpr, k: te.PrimExpr) -> te.PrimExpr:
+        index: list[te.PrimExpr] = []
+        for extent in reversed(lead):
+            index.append(m % extent if len(index) < len(lead) - 1 else m)
+            m = m // extent
+        return data(*reversed(index), k)
+
+    return row
+
+
+def unblock(product: te.Tensor, lead: Sequence[int], columns: int) -> te.Tensor:
+    """(rows, panels, block) -> (*lead, columns); rows and columns too many are left out."""
+    block = int(product.shape[-1])
+
+    def element(*i: te.Var) -> te.PrimExpr:
+        m = i[0]
+        for var, extent in zip(i[1:-1], lead[1:], strict=True):
+            m = m * extent + var
+        return product[m, i[-1] // block, i[-1] % block]
+
+    return te.compute((*lead, columns), element, name="unblock")
+
+
 def dense(data: te.Tensor, weight: te.Tensor, *, columns: int) -> te.Tensor:
     """(..., K) times packed (N/block, K, block) -> (..., columns).
 
@@ -33,13 +61,7 @@ def dense(data: te.Tensor, weight: te.Tensor, *, columns: int) -> te.Tensor:
     rows = math.prod(lead)
     panels, _, block = (int(x) for x in weight.shape)
 
-    def row(m: te.PrimExpr, k: te.PrimExpr) -> te.PrimExpr:
-        index: list[te.PrimExpr] = []
-        for extent in reversed(lead):
-            index.append(m % extent if len(index) < len(lead) - 1 else m)
-            m = m // extent
-        return data(*reversed(index), k)
-
+    row = row_of(data)
     computed = padded_extent(rows)
     source = row
     if computed != rows:
@@ -53,14 +75,7 @@ def dense(data: te.Tensor, weight: te.Tensor, *, columns: int) -> te.Tensor:
         name="dense",
         attrs={FLOPS_ATTR: 2 * rows * columns * depth},
     )
-
-    def element(*i: te.Var) -> te.PrimExpr:
-        m = i[0]
-        for var, extent in zip(i[1:-1], lead[1:], strict=True):
-            m = m * extent + var
-        return out[m, i[-1] // block, i[-1] % block]
-
-    return te.compute((*lead, columns), element, name="unblock")
+    return unblock(out, lead, columns)
 
 
 def batch_matmul(left: te.Tensor, right: te.Tensor) -> te.Tensor:

@@ -206,12 +206,14 @@ def _calibrate(kernel: _Kernel, built: Any) -> int:
 
 
 def _inputs(func: Any, seed: int, positive: bool) -> list[Any]:
-    """Random arguments for every parameter: normal floats, integers 0 or 1 (valid as indices and as masks).
+    """Random arguments for every parameter: normal floats, integers that are valid as offsets, indices and masks.
 
     `positive` floats lie in 0.5 to 1.5, for kernels that take roots or logarithms of what they are given.
     """
     import numpy as np
     import tvm
+
+    from tvmopt.graph.kernels import random_integers
 
     generator = np.random.default_rng(seed)
     arguments = []
@@ -219,7 +221,7 @@ def _inputs(func: Any, seed: int, positive: bool) -> list[Any]:
         shape = [int(size) for size in param.shape]
         dtype = str(param.dtype)
         if not dtype.startswith(("float", "bfloat")):
-            array: np.ndarray = generator.integers(0, 2, shape)
+            array: np.ndarray = random_integers(func, shape, generator)
         elif positive:
             array = generator.uniform(0.5, 1.5, shape)
         else:

@@ -1,0 +1,64 @@
+"""Block-sparse dense layer (operators/dense_sparse.py): sparse_nest.py over samples.
+
+A single sample has no pixels to share a kept block among: several panels are summed at once, each with a pattern of
+its own. Several samples are turned, a band of them per task, so that those of a tile lie side by side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.s_tir import Schedule
+from tvm.tirx import IndexMap
+
+from tvmopt.machine import Machine
+
+from .common import divisors, find_block, fuse_epilogue, parallelize, pays_in_parallel
+from .sparse_nest import NO_SUMS, Sizes, choose_tasks, choose_turn, choose_vectors, finish, stays
+
+# Columns that are turned together: one line of the cache of every sample.
+TURNED = 16
+
+
+def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule | None:
+    """Schedule a kernel whose anchor is `dense_sparse`; declines any other."""
+    if kernel.op != "dense_sparse":
+        return None
+    anchor, turned = find_block(sch, "dense_sparse"), find_block(sch, "turned")
+    samples, panels, lanes, kept, group = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars)
+    depth = int(sch.get(turned).iter_vars[0].dom.extent) if turned is not None else kept * group
+    output = fuse_epilogue(sch, anchor, [turned] if turned is not None else [])
+    if output is None:
+        return None
+    axes = sch.get(output).iter_vars
+    if len(axes) != 3 or int(axes[-1].dom.extent) != lanes:
+        # (..., columns): let the output be written panel by panel.
+        panelwise = IndexMap.from_func(lambda *i: (*i[:-1], i[-1] // lanes, i[-1] % lanes), ndim=len(axes))
+        sch.transform_block_layout(output, panelwise)
+    row_options = [r for r in divisors(samples) if r <= machine.registers - NO_SUMS]
+    rows = choose("rows", row_options, row_options[-1])
+    vectors = choose_vectors(panels, rows, machine.registers, choose)
+    sizes = Sizes(
+        batch=1, out_blocks=panels, pixels=samples, kept=kept * group,
+        weight_bytes=4 * panels * lanes * kept * group, input_bytes=4 * depth,
+    )  # fmt: skip
+    bands = [b for b in divisors(samples) if b % rows == 0]
+    band, share = choose_tasks(sizes, panels // vectors, bands, lambda _: 1.0, machine, choose)
+    unroll = choose_turn(kept, choose)
+
+    *leading, lno, lni = sch.get_loops(output)
+    lm = sch.fuse(*leading)
+    n_share, n_group, n_vector = sch.split(lno, [share, None, vectors])
+    m_band, m_tiles, m_tile = sch.split(lm, [None, band // rows, rows])
+    between = [m_tiles, n_group] if stays(choose) else [n_group, m_tiles]
+    sch.reorder(n_share, m_band, *between, m_tile, n_vector, lni)
+    task = sch.fuse(n_share, m_band)
+    parallelize(sch, task, pays_in_parallel(kernel), choose)
+    sch.compute_at(anchor, between[-1], preserve_unit_loops=True)
+    if turned is not None:
+        sch.compute_at(turned, task, preserve_unit_loops=True)
+        *_, column, sample = sch.get_loops(turned)
+        columns, column = sch.split(column, [None, max(d for d in divisors(depth) if d <= TURNED)])
+        sch.reorder(columns, sample, column)
+    finish(sch, anchor, output, spatial=3, order=[0, 1, 2], unroll=unroll)
+    return sch

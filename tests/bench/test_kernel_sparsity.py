@@ -1,0 +1,79 @@
+"""`python -m bench.kernels --sparsity`: pruning of single layers, its rows, and what is said of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import kernels, results, sparsity_table
+from bench.kernel_sparsity import mask
+from bench.results import empty_row
+from tvmopt.errors import TvmoptError
+
+
+@pytest.mark.parametrize("columns", [1, 4])
+def test_blocks_are_whole_and_equally_many_in_every_row(columns: int) -> None:
+    kept = mask((40, 24, 3, 3), 0.8, columns, np.random.default_rng(0))
+    assert kept.shape == (40, 24, 3, 3)
+    rows = [kept[:16], kept[16:32], kept[32:]]
+    for row in rows:
+        assert (row == row[:1]).all()
+        groups = row[0].reshape(24 // columns, columns, 9)
+        assert (groups == groups[:, :1]).all()
+        assert groups[:, 0].sum() == round(0.2 * 24 * 9 / columns)
+    assert not np.array_equal(rows[0], rows[1])
+    with pytest.raises(TvmoptError, match="3 input channels"):
+        mask((16, 3, 1, 1), 0.5, 4, np.random.default_rng(0))
+
+
+def test_dense_strategies_and_sparse_kernels_share_a_run(tmp_path: Path) -> None:
+    file = tmp_path / "k.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.kernels", "--op", "conv2d", "--shape", "1x32x14x14,48,3,1,1", "--sparsity",
+         "0.5,0.9", "--variants", "manual", "--rounds", "5", "--limit", "1", "--json", str(file)],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = {(row["strategy"], row["sparsity"]): row for row in results.read(file)["results"]}
+    assert {strategy for strategy, _ in rows} >= {"conv2d=direct", "conv2d=gemm", "conv2d=sparse"}
+    dense, sparse = rows["conv2d=direct", 0.0], rows["conv2d=sparse", 0.9]
+    assert sparse["method"] == "block-16x1" and dense["method"] is None
+    assert sparse["flops"] == pytest.approx(0.1 * dense["flops"], rel=0.02)
+    assert sparse["latency_ms"]["median"] < dense["latency_ms"]["median"]
+    assert "sparse is faster than direct from" in done.stdout
+    assert "90% of zeros: 1 kernels bound by arithmetic" in done.stdout or "bound by memory" in done.stdout
+
+
+def _row(strategy: str, sparsity: float, ms: float, **more: Any) -> dict[str, Any]:
+    fields = {"model": "conv2d:a", "variant": "manual", "strategy": strategy, "sparsity": sparsity,
+              "latency_ms": {"median": ms}, "bound": "arithmetic", "peak_fraction": 0.9}  # fmt: skip
+    return {**empty_row(), **fields, **more}
+
+
+def test_crossover_lies_between_measured_points_or_below_them() -> None:
+    dense = [_row("conv2d=direct", 0.0, 1.0), _row("conv2d=winograd", 0.0, 0.5)]
+    rows = [*dense, _row("conv2d=sparse", 0.4, 0.7), _row("conv2d=sparse", 0.8, 0.3)]
+    assert sparsity_table.crossover(rows, 0.5) == pytest.approx(0.6)
+    assert sparsity_table.crossover(rows, 1.0) == pytest.approx(0.1)
+    assert sparsity_table.crossover(rows, 0.2) is None
+    assert "best dense strategy from 60%" in sparsity_table.notes(rows)[0]
+    lines = sparsity_table.summary(rows)
+    assert lines[1].startswith("80% of zeros: 1 kernels bound by arithmetic, median 3.33x direct")
+    assert "1.67x the best dense" in lines[1]
+
+
+def test_what_cannot_be_measured_is_said_in_a_line() -> None:
+    for arguments, words in (
+        (["--op", "softmax", "--sparsity", "0.5"], "softmax has no sparse kernel"),
+        (["--op", "conv2d", "--sparsity", "0.5", "--ladder"], "leave --ladder"),
+    ):
+        with pytest.raises(TvmoptError, match=words):
+            kernels.main(arguments)
+    with pytest.raises(SystemExit) as stopped:
+        kernels.main(["--op", "conv2d", "--sparsity", "1"])
+    assert stopped.value.code == 2

@@ -1,0 +1,96 @@
+"""Block-sparse weights: only the blocks that are not zero are kept, as many in every row of output channels.
+
+A *block* is one SIMD register of output channels by one input element (a channel at a tap of the window), or by
+`GROUP` neighbouring channels at a tap. All rows of blocks keep as many as the fullest one, the others being filled up
+with blocks of zeros (the form ELL, "ELLPACK", of Rice and Boisvert, 1985, here with vectors for elements). So the loop
+over a row's blocks has a constant extent, and a kernel depends on the shape and on the blocks a row, while the
+pattern itself is data: networks pruned differently share schedules and tuning records.
+
+An element is one int32: its distance, in values, from the element that the window's first tap has in channel 0. Where
+the input is read as it is, the element's indices are divided out of it in TE, and the divisions fall away when TVM
+flattens the index. Where a stage before the anchor makes a copy of the input, part by part, TVM must see which part a
+kept block may lie in: there a `bounded` remainder says so, by a power of two, which is a single instruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import te
+
+# Neighbouring input channels that a wider block holds: one offset serves them all.
+GROUP = 4
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which input elements every block of output channels depends on.
+
+    values: (output blocks, kept, group, block) float32; offsets: (output blocks, kept) int32, ascending, in units of
+    one input value, of the first of a block's `group` neighbouring elements.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def kept(self) -> int:
+        """Blocks in a row, those that fill it up included."""
+        return int(self.offsets.shape[1])
+
+    @property
+    def group(self) -> int:
+        """Input elements of a block."""
+        return int(self.values.shape[2])
+
+
+def kept_elements(packed: np.ndarray) -> np.ndarray:
+    """Which elements a block of output channels depends on: packed weights (O, ..., block) -> bool (O, ...)."""
+    return np.asarray((packed != 0).any(axis=-1))
+
+
+def offsets_end(shape: Sequence[int], steps: Sequence[int], group: int) -> int:
+    """One more than the largest offset there can be: of packed weights (output blocks, *shape, block)."""
+    return sum((size - 1) * step for size, step in zip(shape, steps, strict=True)) + 1 - (group - 1) * steps[-1]
+
+
+def power(extent: int) -> int:
+    """The smallest power of two that is not less than `extent`."""
+    return 1 << (extent - 1).bit_length()
+
+
+def bounded(offset: te.PrimExpr, extent: int) -> te.PrimExpr:
+    """`offset`, which is less than `extent`, so written that TVM can tell that it stays within the power of two."""
+    return offset % power(extent)
+
+
+def compress(packed: np.ndarray, steps: Sequence[int]) -> Pattern:
+    """Packed weights (output blocks, a, b, ..., block), the input channel being the last but one, as a pattern.
+
+    `steps` are the distances, in the input, of neighbours along a, b, ... . Blocks of `GROUP` channels are taken where
+    they hold no more zeros than blocks of one.
+    """
+    kept = kept_elements(packed)
+    rows, lanes = packed.shape[0], packed.shape[-1]
+    distance = sum(np.indices(packed.shape[1:-1]) * np.reshape(steps, (-1, *[1] * len(steps))))
+    group = 1
+    if packed.shape[-2] % GROUP == 0:
+        quads = kept.reshape(rows, -1, GROUP).any(axis=-1)
+        if GROUP * quads.sum(axis=1).max(initial=0) <= kept.reshape(rows, -1).sum(axis=1).max(initial=0):
+            group = GROUP
+    where = np.asarray(kept.reshape(rows, -1, group).any(axis=-1))
+    starts = np.asarray(distance).reshape(-1, group)[:, 0]
+    blocks = packed.reshape(rows, -1, group, lanes)
+    most = max(1, int(where.sum(axis=1).max(initial=0)))
+    values = np.zeros((rows, most, group, lanes), np.float32)
+    offsets = np.zeros((rows, most), np.int32)
+    for row in range(rows):
+        found = np.flatnonzero(where[row])
+        found = found[np.argsort(starts[found], kind="stable")]
+        values[row, : len(found)] = blocks[row, found]
+        offsets[row, : len(found)] = starts[found]
+        # What fills the row up reads where its last block reads: no other part of the input is touched.
+        offsets[row, len(found) :] = starts[found[-1]] if len(found) else 0
+    return Pattern(values, offsets)
