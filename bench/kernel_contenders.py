@@ -83,7 +83,7 @@ def build_all(
     lowered = lower_model(model, machine, strategies)
     kernel = main_kernel(lowered, model)
     candidates = rules(machine.kind, schedules_dir)
-    check = Check(kernel, lowered, model, machine, strategies)
+    check = Check(kernel, lowered, model, machine)
     contenders: dict[str, Contender] = {}
     missing: dict[str, str] = {}
     if ladder:
@@ -100,7 +100,7 @@ def build_all(
             # TVM's own lowering, in the user's layout.
             plain = lower_model(model, machine, variant="original")
             theirs = main_kernel(plain, model)
-            contenders[name] = Check(theirs, plain, model, machine, {}).contender(name, theirs.func, {}, "")
+            contenders[name] = Check(theirs, plain, model, machine).contender(name, theirs.func, {}, "")
         elif name == "manual":
             function, plan = schedule_manual(kernel, machine, candidates)
             contenders[name] = check.contender(name, function, plan.choices, plan.rule or "")
@@ -157,14 +157,14 @@ class Check:
     """
 
     def __init__(
-        self, kernel: Kernel, lowered: Lowered, model: Model, machine: Machine, strategies: Mapping[str, str]
+        self, kernel: Kernel, lowered: Lowered, model: Model, machine: Machine
     ) -> None:
         import numpy as np
         import torch
         import tvm
 
         self._kernel, self._lowered, self._model, self._machine = kernel, lowered, model, machine
-        self._strategies = dict(strategies)
+        self._strategies = lowered.strategies
         with torch.no_grad():
             self._wanted = model.module.double()(*[x.double() for x in model.example_inputs])
         model.module.float()

@@ -96,15 +96,14 @@ def profile(model: Model, variant: str, machine: Machine, options: BuildOptions)
     from tvmopt.graph.pipeline import lower_model
     from tvmopt.runtime.peak import Bandwidth, Peak
     from tvmopt.runtime.threads import use_threads
-    from tvmopt.variants import log_path_of, schedule_kernels
+    from tvmopt.variants import log_path_of, schedule_kernels, strategies_of
 
     use_threads(machine.cores)
-    strategies = dict(options.strategies)
-    lowered = lower_model(model, machine, strategies, variant=variant)
+    log_path = log_path_of(model, machine, options.log_dir, options.strategies)
+    lowered = lower_model(model, machine, strategies_of(variant, log_path, options.strategies), variant=variant)
     scheduling = schedule_kernels(
-        lowered, variant, machine, log_path=log_path_of(model, machine, options.log_dir, strategies),
-        schedules_dir=options.schedules_dir, model=model,
-    )  # fmt: skip
+        lowered, variant, machine, log_path=log_path, schedules_dir=options.schedules_dir, model=model
+    )
     loops = Peak(machine)
     peak, bandwidth = loops.roof().gflops, Bandwidth(machine)
     lines = []

@@ -122,7 +122,7 @@ def _time(
         file = Path(folder) / "auto.so"
         made = schedule_kernels(lowered, "auto", machine, log_path=path, schedules_dir=schedules_dir)
         assemble(lowered, made.functions, machine, model, "auto").export(file)
-        return measure(file, model, machine.cores, manifest.strategies)
+        return measure(file, model, machine.cores, lowered.strategies)
 
 
 def check_strict(replayed: Replayed) -> None:

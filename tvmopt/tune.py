@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,11 +101,13 @@ def _search(
     from tvmopt.tuning.manifest import check_manifest, new_manifest, read_manifest
     from tvmopt.tuning.progress import Progress
     from tvmopt.tuning.session import Session
-    from tvmopt.variants import log_path_of, lower_model
+    from tvmopt.tuning.strategies import measure_strategies
+    from tvmopt.variants import log_path_of, lower_model, schedule_kernels
 
     path = log_path_of(model, machine, options.log_dir, options.strategies)
     manifest = new_manifest(model, machine, options.strategies, settings.search, settings.seed)
-    if (path / MANIFEST).is_file() and not fresh:
+    goes_on = (path / MANIFEST).is_file() and not fresh
+    if goes_on:
         earlier = read_manifest(path)
         check_manifest(earlier, path, machine, model)
         manifest = replace(
@@ -112,37 +115,53 @@ def _search(
             model=manifest.model,
         )  # fmt: skip
     log = Log.start(path, fresh=fresh)
-    lowered = lower_model(model, machine, options.strategies)
-    check_selection(selected, lowered.kernels)
+    manual = lower_model(model, machine, options.strategies)
+    check_selection(selected, manual.kernels)
     found = rules(machine.kind, options.schedules_dir)
+    started = time.monotonic()
     with Progress(f"tuning {model.name} for {machine.slug}") as progress:
         told = report or progress
         told.note(machine.describe())
         for name in log.torn:
             told.note(f"{path / name}: its last line was half-written, and dropped")
+        strategies = manifest.strategies if goes_on else options.strategies
+        if not goes_on and selected is None:
+            strategies = measure_strategies(model, machine, found, options.strategies, told.note)
+        lowered = lower_model(model, machine, strategies, program=manual.program)
+        check_selection(selected, lowered.kernels)
+        manifest = replace(manifest, strategies={**options.strategies, **lowered.strategies})
+        differs = lowered.strategies != manual.strategies
         session = Session(
-            lowered.kernels, machine, found, log, manifest, settings, told, selected=selected,
-            compare=lambda _: _compare(lowered, path, model, machine, options),
+            lowered.kernels, machine, found, log, manifest, settings, told, selected=selected, always_compare=differs,
+            compare=lambda _: _compare(manual, lowered, path, model, machine, options),
         )  # fmt: skip
         session.run()
         told.note(f"ended by: {session.ended_by}")
-    manifest = replace(session.manifest, tuning_s=manifest.tuning_s + session.elapsed)
+    done = replace(session.manifest, tuning_s=manifest.tuning_s + time.monotonic() - started)
+    if differs and done.network.get("kept") == "manual":
+        # Manual's plan is one for the kernels of its own lowering.
+        plan = schedule_kernels(manual, "manual", machine, schedules_dir=options.schedules_dir).plan
+        done = replace(done, strategies={**options.strategies, **manual.strategies}, plan=plan)
+    manifest = done
     manifest.write(path)
     return Tuned(path, manifest)
 
 
-def _compare(lowered: Lowered, path: Path, model: Model, machine: Machine, options: BuildOptions) -> Compared:
+def _compare(
+    manual: Lowered, auto: Lowered, path: Path, model: Model, machine: Machine, options: BuildOptions
+) -> Compared:
     """The whole network, manual's first, auto's (as the log at `path` has it by now) second."""
     from tvmopt.tuning.network import assemble, compare
     from tvmopt.variants import schedule_kernels
 
     with tempfile.TemporaryDirectory(prefix="tvmopt-tune-") as folder:
         artifacts = {name: Path(folder) / f"{name}.so" for name in ("manual", "auto")}
-        for name, file in artifacts.items():
+        for lowered, (name, file) in zip((manual, auto), artifacts.items(), strict=True):
             made = schedule_kernels(lowered, name, machine, log_path=path, schedules_dir=options.schedules_dir)
             assemble(lowered, made.functions, machine, model, name).export(file)
-        manual, auto = artifacts.items()
-        return compare(manual, auto, model, machine.cores, options.strategies)
+        first, second = artifacts.items()
+        used = {**manual.strategies, **{f"auto {op}": way for op, way in auto.strategies.items()}}
+        return compare(first, second, model, machine.cores, used)
 
 
 def check_selection(selected: set[int] | None, kernels: Sequence[Kernel]) -> None:

@@ -98,6 +98,19 @@ def log_path_of(model: Model, machine: Machine, log_dir: Path, strategies: Mappi
     return Path(log_dir) / machine.slug / (model.log_name + suffix)
 
 
+def strategies_of(variant: str, log_path: Path, strategies: Mapping[str, str]) -> dict[str, str]:
+    """What a variant is lowered with: for auto what its log has measured, else what is asked for.
+
+    Raises:
+        LogError: the log's manifest is damaged.
+    """
+    if variant == "auto" and (log_path / "manifest.json").is_file():
+        from tvmopt.tuning.manifest import read_manifest
+
+        return {**read_manifest(log_path).strategies, **strategies}
+    return dict(strategies)
+
+
 def build_variant(
     model: Model,
     variant: str,
@@ -121,6 +134,7 @@ def build_variant(
     chosen = dict(strategies or {})
     dump_path = Path(dump_dir) if dump_dir is not None else None
     log_path = log_path_of(model, machine, Path(log_dir), chosen)
+    chosen = strategies_of(variant, log_path, chosen)
     lowered = lower_model(model, machine, chosen, variant=variant, dump_dir=dump_path)
     scheduling = schedule_kernels(
         lowered, variant, machine, log_path=log_path,
@@ -141,7 +155,7 @@ def build_variant(
         "target": str(machine.target()),
         "machine": machine,
         "threads": machine.cores,
-        "strategies": {**DEFAULT_STRATEGIES, **chosen},
+        "strategies": lowered.strategies,
         "plan": scheduling.plan,
         "tuning_s": scheduling.tuning_s,
         "compile_s": time.perf_counter() - started,

@@ -12,7 +12,6 @@ from tests.kernels.covering import Row, covering
 from tests.kernels.support import avx2, compiled, failures, reference, side_by_side
 from tvmopt.graph.pipeline import lower_model
 from tvmopt.machine import detect
-from tvmopt.operators import conv2d_winograd as winograd
 from tvmopt.runtime.verify import check
 
 STRATEGY = {"conv2d": "winograd"}
@@ -49,22 +48,21 @@ def _valid(row: Row) -> bool:
     return min(row["height"], row["width"]) + 2 * row["padding"] >= 3
 
 
-def _run(rows: list[Row], machine: Any = None) -> None:
+def _run(rows: list[Row], machine: Any = None, strategies: dict[str, str] = STRATEGY) -> None:
     wrong: list[str] = []
     for start in range(0, len(rows), PER_NETWORK):
         some = rows[start : start + PER_NETWORK]
         shapes = [(row["batch"], row["in"], row["height"], row["width"]) for row in some]
         model = side_by_side([_layer(row) for row in some], shapes)
-        built, lowered = compiled(model, machine, STRATEGY)
+        built, lowered = compiled(model, machine, strategies)
         assert sum(kernel.op == "conv2d_winograd" for kernel in lowered.kernels) >= 1
-        wrong += failures(model, built, some, STRATEGY)
+        wrong += failures(model, built, some, strategies)
     assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("m", [2, 4])
-def test_every_pair_of_boundary_values(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "tile_size", lambda conv: m)
-    _run(covering(FACTORS, 2, _valid, seed=m))
+def test_every_pair_of_boundary_values(m: int) -> None:
+    _run(covering(FACTORS, 2, _valid, seed=m), strategies={"conv2d": f"winograd-f{m}"})
 
 
 def test_pairs_on_avx2() -> None:
@@ -74,12 +72,13 @@ def test_pairs_on_avx2() -> None:
 
 
 @pytest.mark.parametrize(("m", "bound"), [(2, 2e-6), (4, 5e-5)])
-def test_errors_are_what_the_tile_size_costs(m: int, bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_what_the_tile_size_costs(m: int, bound: float) -> None:
     """Well inside the tolerance table's row, which is for deep networks of them."""
-    monkeypatch.setattr(winograd, "tile_size", lambda conv: m)
+    strategies = {"conv2d": f"winograd-f{m}"}
     model = side_by_side([nn.Conv2d(64, 64, 3, padding=1)], [(1, 64, 14, 14)])
-    built, _ = compiled(model, None, STRATEGY)
-    verdict = check(built(*model.example_inputs), reference(model, model.example_inputs), strategy=STRATEGY, top1=False)
+    built, _ = compiled(model, None, strategies)
+    wanted = reference(model, model.example_inputs)
+    verdict = check(built(*model.example_inputs), wanted, strategy=strategies, top1=False)
     assert verdict.ok and verdict.rel_err < bound, verdict.message
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tvmopt.graph import strategy
 from tvmopt.operators import blocking, conv2d_sparse
 from tvmopt.operators import conv2d_winograd as winograd
 from tvmopt.operators.conv2d import Conv2d, pack_depthwise_weight, pack_weight
@@ -70,7 +71,6 @@ def conv2d(state: Blocker, call: relax.Call) -> Value | None:
         batch, channels, kernel.shape[0], (height, width), _pair(kernel.shape[2:]), _pair(attrs.strides),
         _four(attrs.padding), _pair(attrs.dilation), int(attrs.groups), state.block,
     )  # fmt: skip
-    strategy = state.strategies.get("conv2d", "direct")
     if conv.is_depthwise:
         packed = state.weight((weight, "depthwise"), lambda: pack_depthwise_weight(kernel, conv))
         out = state.anchor(conv2d_depthwise, state.blocked(data), packed, conv=conv)
@@ -78,26 +78,25 @@ def conv2d(state: Blocker, call: relax.Call) -> Value | None:
     # A 3-channel image is not filled up to a block: it is brought into the layout by the padding stage.
     plain_input = state.value(data).blocked is None and channels < state.block and conv.groups == 1
     source = state.plain(data) if plain_input else state.blocked(data)
-    if strategy == "winograd" and winograd.fits(conv) and not plain_input:
-        m = winograd.tile_size(conv)
+    way = state.decide(conv, plain_input=plain_input)
+    if way in strategy.TILES:
+        m = strategy.TILES[way]
         packed = state.weight(
-            (weight, "winograd"),
-            lambda: winograd.pack_winograd_weight(pack_weight(kernel, conv, plain_input=False), m),
+            (weight, way), lambda: winograd.pack_winograd_weight(pack_weight(kernel, conv, plain_input=False), m)
         )
         return _value(state.anchor(winograd.conv2d_winograd, source, packed, conv=conv, m=m), conv.out_channels)
-    if strategy == "sparse" and conv2d_sparse.fits(conv) and not plain_input:
+    if way == strategy.SPARSE:
         out = sparse_anchor(
             state, weight, lambda: conv2d_sparse.pack_sparse_weight(kernel, conv), conv2d_sparse.conv2d_sparse, source,
             conv=conv,
         )  # fmt: skip
         return _value(out, conv.out_channels)
-    use_gemm = strategy == "gemm" and conv.groups == 1 and (plain_input or not conv.is_pointwise)
 
     def make() -> np.ndarray:
         packed = pack_weight(kernel, conv, plain_input=plain_input)
-        return pack_gemm_weight(packed) if use_gemm else packed
+        return pack_gemm_weight(packed) if way == strategy.GEMM else packed
 
-    function = conv2d_gemm if use_gemm else conv2d_direct
+    function = conv2d_gemm if way == strategy.GEMM else conv2d_direct
     packed = state.weight((weight, function.__name__, plain_input), make)
     out = state.anchor(function, source, packed, conv=conv, plain_input=plain_input)
     return _value(out, conv.out_channels)

@@ -11,16 +11,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
 from tvm import relax
 
+from tvmopt.graph import strategy
 from tvmopt.graph.blocked_ops import HANDLERS
 from tvmopt.graph.fold import rebuild
 from tvmopt.operators import blocking
 from tvmopt.operators.sparse import Pattern
+
+if TYPE_CHECKING:
+    from tvmopt.machine import Machine
+    from tvmopt.operators.conv2d import Conv2d
 
 # relax's OpPatternKind.kOutEWiseFusable: element-wise operators that follow are fused into the kernel.
 _OUT_ELEMENTWISE_FUSABLE = 4
@@ -35,15 +40,36 @@ class Value:
     channels: int = 0
 
 
+@dataclass(frozen=True)
+class Decision:
+    """How a convolution was lowered, and how it could have been."""
+
+    way: str
+    possible: tuple[str, ...]
+
+
 @dataclass
 class Blocker:
     """The state of the pass over one function."""
 
     builder: relax.BlockBuilder
-    block: int
+    machine: Machine
     strategies: Mapping[str, str]
+    resident: bool
     values: dict[relax.Var, Value] = field(default_factory=dict)
     packed_weights: dict[object, relax.Expr] = field(default_factory=dict)
+    decided: dict[str, Decision] = field(default_factory=dict)
+
+    @property
+    def block(self) -> int:
+        """Channels in a block: the fp32 lanes of a SIMD register."""
+        return self.machine.lanes
+
+    def decide(self, conv: Conv2d, *, plain_input: bool) -> str:
+        """The way `conv` is lowered (graph/strategy.py), which is noted."""
+        way = strategy.decide(conv, self.strategies, plain_input=plain_input, resident=self.resident)
+        self.decided[conv.geometry] = Decision(way, strategy.ways(conv, plain_input=plain_input))
+        return way
 
     def value(self, expr: relax.Expr) -> Value:
         """The forms of an argument."""
@@ -129,21 +155,36 @@ class Blocker:
 
 @tvm.transform.module_pass(opt_level=0, name="BlockLayout")
 class BlockLayout:
-    """Bring `main` into the blocked layout; `block` is the number of fp32 lanes of a SIMD register.
+    """Bring `main` into the blocked layout of `machine`, whose blocks are as wide as its SIMD registers.
 
-    `strategies` maps an operator ("conv2d") to the strategy it is lowered by ("direct", "gemm", "winograd").
+    `strategies` says by what way each operator is lowered (graph/strategy.py); `decided`, after the pass has run, what
+    became of each convolution, by its geometry.
     """
 
-    def __init__(self, block: int, strategies: Mapping[str, str]) -> None:
-        self.block = block
+    def __init__(self, machine: Machine, strategies: Mapping[str, str]) -> None:
+        self.machine = machine
         self.strategies = dict(strategies)
+        self.decided: dict[str, Decision] = {}
 
     def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         """Rewrite `main`, which is one dataflow block after `CanonicalizeBindings`."""
+        resident = strategy.is_resident(_constant_bytes(mod["main"]), self.machine)
 
         def make(builder: relax.BlockBuilder, params: dict[relax.Var, relax.Var]) -> tuple[Any, Any]:
-            blocker = Blocker(builder, self.block, self.strategies)
+            blocker = Blocker(builder, self.machine, self.strategies, resident, decided=self.decided)
             blocker.values.update({old: Value(plain=new) for old, new in params.items()})
             return blocker.visit, blocker.plain
 
         return rebuild(mod, make)
+
+
+def _constant_bytes(function: relax.Function) -> int:
+    """The size of all constants of a function."""
+    found: dict[relax.Expr, int] = {}
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            for argument in getattr(binding.value, "args", ()):
+                if isinstance(argument, tvm.ir.expr.GenericConst):
+                    array = argument.value
+                    found[argument] = int(np.prod(array.shape)) * tvm.DataType(str(array.dtype)).bits // 8
+    return sum(found.values())

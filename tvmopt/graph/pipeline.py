@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +17,13 @@ from tvm import relax
 
 from tvmopt.errors import ModelError, OutputError, UnsupportedOperatorError, one_line
 from tvmopt.graph import host_pipeline
-from tvmopt.graph.blocking import BlockLayout
+from tvmopt.graph.blocking import BlockLayout, Decision
 from tvmopt.graph.importer import export_program, import_program
 from tvmopt.graph.kernels import Kernel, extract_kernels
 from tvmopt.graph.network import Unsupported
 from tvmopt.graph.one_function import one_function
 from tvmopt.graph.simplify import simplify_passes
+from tvmopt.graph.strategy import DIRECT, PLAN
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_STRATEGIES: dict[str, str] = {"conv2d": "direct", "dense": "packed"}
+DEFAULT_STRATEGIES: dict[str, str] = {"conv2d": PLAN, "dense": "packed"}
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,26 @@ class Phase:
 
 @dataclass(frozen=True)
 class Lowered:
-    """A model in TensorIR: `module` with `main` and one PrimFunc a kernel, all of them still unscheduled."""
+    """A model in TensorIR: `module` with `main` and one PrimFunc a kernel, all of them still unscheduled.
+
+    `decided` says by what way each convolution was lowered, by its geometry; nothing for TVM's own lowering.
+    """
 
     program: ExportedProgram
     module: tvm.IRModule
     kernels: list[Kernel]
+    decided: Mapping[str, Decision] = field(default_factory=dict)
+
+    @property
+    def strategies(self) -> dict[str, str]:
+        """`conv2d <geometry>` -> the way it was lowered by: the same network is lowered from it again."""
+        return {f"conv2d {geometry}": decision.way for geometry, decision in self.decided.items()}
 
 
-def lowering(machine: Machine, strategies: Mapping[str, str], *, blocked: bool) -> list[Phase]:
-    """Phases 1 to 4: from the imported module to kernels. Without `blocked`, TVM's own lowering in NCHW."""
+def lowering(block_layout: BlockLayout | None) -> list[Phase]:
+    """Phases 1 to 4: from the imported module to kernels. Without `block_layout`, TVM's own lowering in NCHW."""
     transform = relax.transform
-    layout = [BlockLayout(machine.lanes, strategies), transform.CanonicalizeBindings()] if blocked else []
+    layout = [block_layout, transform.CanonicalizeBindings()] if block_layout is not None else []
     return [
         Phase("1-simplify", simplify_passes()),
         Phase("2-layout", layout),
@@ -114,7 +124,7 @@ def dump(module: tvm.IRModule, name: str, dump_dir: Path | None, remark: str = "
 
 def uses_blocked_layout(variant: str, strategies: Mapping[str, str]) -> bool:
     """Whether a variant is lowered by our operators: all but `original` with no strategy asked for."""
-    return variant != "original" or strategies.get("conv2d", "direct") != "direct"
+    return variant != "original" or strategies.get("conv2d", PLAN) not in (PLAN, DIRECT)
 
 
 def lower_model(
@@ -124,26 +134,28 @@ def lower_model(
     *,
     variant: str = "manual",
     dump_dir: Path | None = None,
+    program: ExportedProgram | None = None,
 ) -> Lowered:
     """Import `model` and lower it to unscheduled kernels.
 
     `original` is TVM's default lowering in the user's layout, unless a strategy is asked for, which only our
-    operators have. manual and auto share one lowering, so that a tuning log fits both.
+    operators have. manual and auto are lowered alike where `strategies` are the same: auto's are those that its log
+    has measured (`variants.strategies_of`). `program` is the exported model, where it has been exported before.
 
     Raises:
         ModelError, UnsupportedOperatorError: the model cannot be imported or lowered; the message names the operator.
         OutputError: `dump_dir` cannot be written.
     """
     chosen = {**DEFAULT_STRATEGIES, **(strategies or {})}
-    program = export_program(model)
+    program = program or export_program(model)
     module = import_program(program, model.name)
     dump(module, "0-import", dump_dir)
-    phases = lowering(machine, chosen, blocked=uses_blocked_layout(variant, chosen))
-    module = run_phases(module, phases, machine, dump_dir)
+    layout = BlockLayout(machine, chosen) if uses_blocked_layout(variant, chosen) else None
+    module = run_phases(module, lowering(layout), machine, dump_dir)
     left = sorted(_unlowered(module))
     if left:
         raise UnsupportedOperatorError(f"{model.name} uses {', '.join(left)}, which TVM cannot lower to kernels")
-    return Lowered(program, module, extract_kernels(module))
+    return Lowered(program, module, extract_kernels(module), layout.decided if layout is not None else {})
 
 
 def _unlowered(module: tvm.IRModule) -> set[str]:

@@ -10,6 +10,9 @@ FLOPS_ATTR = "tvmopt.flops"
 OFFSETS_ATTR = "tvmopt.offsets"
 """Annotation of an anchor block that is given offsets: they are at least 0 and less than this."""
 
+GEOMETRY_ATTR = "tvmopt.geometry"
+"""Annotation of a convolution's anchor block: its sizes as text (`Conv2d.geometry`), whatever it was lowered by."""
+
 ANCHORS = (
     "conv2d_direct", "conv2d_pointwise", "conv2d_gemm", "conv2d_winograd", "conv2d_depthwise", "dense", "batch_matmul",
     "conv2d_sparse", "conv2d_sparse_pointwise", "dense_sparse",

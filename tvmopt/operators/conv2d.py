@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import te
 
+from tvmopt.operators import FLOPS_ATTR, GEOMETRY_ATTR
 from tvmopt.operators.blocking import blocks
 
 
@@ -40,6 +41,20 @@ class Conv2d:
         h, w = self.out_size
         per_output = 2 * (self.in_channels // self.groups) * self.kernel[0] * self.kernel[1]
         return self.batch * self.out_channels * h * w * per_output
+
+    @property
+    def geometry(self) -> str:
+        """The sizes as text, such as `1x64x56x56 64 3x3 stride 1x1 pad 1,1,1,1`."""
+        (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.strides, self.dilation
+        text = f"{self.batch}x{self.in_channels}x{self.in_size[0]}x{self.in_size[1]} {self.out_channels} {kh}x{kw}"
+        text += f" stride {sh}x{sw} pad {','.join(map(str, self.padding))}"
+        text += f" dilation {dh}x{dw}" if (dh, dw) != (1, 1) else ""
+        return text + (f" groups {self.groups}" if self.groups > 1 else "")
+
+    @property
+    def annotations(self) -> dict[str, object]:
+        """What an anchor block of this convolution carries."""
+        return {FLOPS_ATTR: self.flops, GEOMETRY_ATTR: self.geometry}
 
     @property
     def is_depthwise(self) -> bool:

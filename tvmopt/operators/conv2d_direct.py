@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from tvm import te
 
-from tvmopt.operators import FLOPS_ATTR
 from tvmopt.operators.conv2d import Conv2d, image, pad_input
 from tvmopt.operators.extent import padded_extent
 
@@ -34,7 +33,7 @@ def conv2d_direct(data: te.Tensor, weight: te.Tensor, conv: Conv2d, *, plain_inp
         (conv.batch, conv.out_blocks, height, computed, conv.block),
         element,
         name="conv2d_direct",
-        attrs={FLOPS_ATTR: conv.flops},
+        attrs=conv.annotations,
     )
     if computed == width:
         return out
@@ -67,6 +66,6 @@ def _pointwise(data: te.Tensor, weight: te.Tensor, conv: Conv2d) -> te.Tensor:
         (conv.batch, conv.out_blocks, computed, conv.block),
         lambda n, oco, p, oci: te.sum(pixel(n, ico, p, ici) * weight[oco, ico, 0, 0, ici, oci], axis=[ico, ici]),
         name="conv2d_pointwise",
-        attrs={FLOPS_ATTR: conv.flops},
+        attrs=conv.annotations,
     )
     return image(out, conv)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 from tvm import te
 
-from tvmopt.operators import FLOPS_ATTR
 from tvmopt.operators.conv2d import Conv2d, image
 from tvmopt.operators.extent import padded_extent
 
@@ -53,6 +52,6 @@ def conv2d_gemm(data: te.Tensor, weight: te.Tensor, conv: Conv2d, *, plain_input
         (conv.batch, conv.out_blocks, computed, conv.block),
         lambda n, oco, p, oci: te.sum(matrix[n, p, k] * weight[oco, k, oci], axis=k),
         name="conv2d_gemm",
-        attrs={FLOPS_ATTR: conv.flops},
+        attrs=conv.annotations,
     )
     return image(out, conv)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tvm import te
 
-from tvmopt.operators import FLOPS_ATTR
 from tvmopt.operators.conv2d import Conv2d
 from tvmopt.operators.extent import padded_extent
 
@@ -60,16 +59,6 @@ def tiles(conv: Conv2d, m: int) -> tuple[int, int]:
     return -(-height // m), -(-width // m)
 
 
-def tile_size(conv: Conv2d) -> int:
-    """m of the variant that multiplies least, tiles that reach beyond the image included; of equals the smaller."""
-
-    def products(m: int) -> int:
-        down, across = tiles(conv, m)
-        return down * across * (m + 2) ** 2
-
-    return min(sorted(INPUT), key=products)
-
-
 def conv2d_winograd(data: te.Tensor, weight: te.Tensor, conv: Conv2d, *, m: int) -> te.Tensor:
     """Blocked (N, I/block, H, W, block) to (N, O/block, OH, OW, block); weights as `pack_winograd_weight` makes them.
 
@@ -104,7 +93,7 @@ def conv2d_winograd(data: te.Tensor, weight: te.Tensor, conv: Conv2d, *, m: int)
             tile_in[n, e, f, p, k // block, k % block] * weight[e * a + f, oco, k, oci], axis=k
         ),
         name="conv2d_winograd",
-        attrs={FLOPS_ATTR: conv.flops},
+        attrs=conv.annotations,
     )
     rows_out = te.compute(
         (conv.batch, conv.out_blocks, count, m, a, block),

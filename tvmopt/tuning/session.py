@@ -76,7 +76,7 @@ class Session:
     def __init__(
         self, kernels: Sequence[Kernel], machine: Machine, rules: Sequence[Rule], log: Log, manifest: Manifest,
         settings: Settings, report: Report, *, selected: set[int] | None = None,
-        compare: Callable[[Plan], Compared] | None = None,
+        always_compare: bool = False, compare: Callable[[Plan], Compared] | None = None,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.manifest = manifest
@@ -88,6 +88,7 @@ class Session:
         self._log = log
         self._report = report
         self._compare = compare
+        self._always_compare = always_compare
         self._cost_model: Any = None
         self._interrupts = Interrupts()
         self._everything = [Task(index, kernel, machine, rules, log) for index, kernel in enumerate(kernels)]
@@ -265,7 +266,8 @@ class Session:
     def _check_network(self) -> None:
         """Keeps manual's plan where the network is not faster with ours."""
         plan = self.manifest.plan
-        if self._compare is None or not any(p.source in ("template", "metaschedule") for p in plan):
+        searched = any(p.source in ("template", "metaschedule") for p in plan)
+        if self._compare is None or not (searched or self._always_compare):
             return
         self._report.note("measuring the whole network, auto against manual")
         try:
@@ -297,4 +299,4 @@ class Session:
 
 
 def _strategy(manifest: Manifest) -> str | None:
-    return "winograd" if "winograd" in manifest.strategies.values() else None
+    return "winograd" if any(way.startswith("winograd") for way in manifest.strategies.values()) else None

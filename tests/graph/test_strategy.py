@@ -1,0 +1,79 @@
+"""The choice of each convolution's strategy: what is asked for, what a log has measured, the cost rule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tvmopt.graph.pipeline import lower_model
+from tvmopt.graph.strategy import cost, decide, is_resident, ways
+from tvmopt.machine import detect
+from tvmopt.model import from_module
+from tvmopt.operators.conv2d import Conv2d
+
+
+def conv(channels: int = 64, size: int = 56, out: int | None = None, kernel: int = 3, stride: int = 1) -> Conv2d:
+    pad = kernel // 2
+    out = out or channels
+    return Conv2d(1, channels, out, (size, size), (kernel, kernel), (stride, stride), (pad,) * 4, (1, 1), 1, 16)  # type: ignore[arg-type]
+
+
+def plan(chosen: Conv2d, *, resident: bool = False, **strategies: str) -> str:
+    return decide(chosen, strategies, plain_input=False, resident=resident)
+
+
+def test_winograd_where_arithmetic_binds_and_direct_where_weights_do() -> None:
+    assert plan(conv(64, 56)) == "winograd-f4"
+    # So many channels that the larger tile's weights cost more than it saves; and so few pixels that any tile's do.
+    assert plan(conv(512, 7)) == "winograd-f2"
+    assert plan(conv(2048, 3)) == "direct"
+    assert plan(conv(2048, 3), resident=True) != "direct"
+
+
+def test_what_winograd_cannot_do_is_direct() -> None:
+    for other in (conv(stride=2), conv(kernel=5), conv(kernel=1)):
+        assert plan(other) == plan(other, conv2d="winograd") == plan(other, conv2d="winograd-f4") == "direct"
+        assert "winograd-f4" not in ways(other, plain_input=False)
+
+
+def test_what_is_asked_for_comes_before_the_rule() -> None:
+    chosen = conv(64, 56)
+    assert plan(chosen, conv2d="direct") == "direct"
+    assert plan(chosen, conv2d="gemm") == "gemm"
+    assert plan(chosen, conv2d="winograd-f2") == "winograd-f2"
+    assert plan(conv(512, 7), conv2d="winograd") == "winograd-f2"
+
+
+def test_what_a_log_has_measured_comes_before_the_rule_but_not_before_what_is_asked_for() -> None:
+    chosen = conv(64, 56)
+    measured = {f"conv2d {chosen.geometry}": "gemm"}
+    assert decide(chosen, measured, plain_input=False, resident=False) == "gemm"
+    assert decide(chosen, {**measured, "conv2d": "direct"}, plain_input=False, resident=False) == "direct"
+    assert decide(conv(64, 28), measured, plain_input=False, resident=False) == "winograd-f4"
+
+
+def test_costs_grow_with_what_is_computed_and_read() -> None:
+    small, large = conv(64, 28), conv(64, 56)
+    for way in ways(small, plain_input=False):
+        assert cost(small, way, resident=True) < cost(small, way, resident=False) < cost(large, way, resident=False)
+
+
+def test_geometries_differ_by_everything_that_makes_another_kernel() -> None:
+    some = [conv(), conv(size=28), conv(out=32), conv(kernel=5), conv(stride=2)]
+    assert len({item.geometry for item in some}) == len(some)
+
+
+def test_weights_stay_in_half_of_the_last_cache() -> None:
+    machine = detect()
+    assert is_resident(machine.l3 // 2, machine) and not is_resident(machine.l3 // 2 + 1, machine)
+
+
+@pytest.mark.parametrize("asked", [{}, {"conv2d": "direct"}, {"conv2d": "winograd-f2"}])
+def test_a_lowering_can_be_repeated_from_what_it_says_of_itself(asked: dict[str, str]) -> None:
+    module = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.Conv2d(32, 8, 1))
+    model = from_module(module, torch.randn(1, 16, 20, 20))
+    first = lower_model(model, detect(), asked)
+    assert len(first.strategies) == 3
+    again = lower_model(model, detect(), first.strategies)
+    assert [kernel.key for kernel in again.kernels] == [kernel.key for kernel in first.kernels]

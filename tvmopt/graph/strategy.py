@@ -1,0 +1,90 @@
+"""Which strategy each convolution is lowered by: forced, taken from a tuning log, or by the cost rule below.
+
+`strategies` maps `conv2d` to one way for all of them, or to `plan`; with `plan`, single convolutions are decided by
+`conv2d <geometry>` (what a tuning log has measured), and those without such a line by `cost`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from tvmopt.operators import conv2d_sparse
+from tvmopt.operators import conv2d_winograd as winograd
+
+if TYPE_CHECKING:
+    from tvmopt.machine import Machine
+    from tvmopt.operators.conv2d import Conv2d
+
+PLAN = "plan"
+DIRECT, GEMM, WINOGRAD, SPARSE = "direct", "gemm", "winograd", "sparse"
+# Winograd's two tile sizes as ways of their own; `winograd` alone takes the cheaper one.
+TILES = {"winograd-f2": 2, "winograd-f4": 4}
+
+# The cost rule counts cycles of one core, a multiply-add of one SIMD register being one; on more cores all of it
+# shrinks alike. The figures are Zen 4's (`bench.kernels --strategy`, calls with weights from memory and from L3).
+# What a core streams in a cycle: weights are read once a call, from memory, or from L3 where the network fits there.
+MEMORY_BYTES, L3_BYTES = 5.0, 20.0
+# A register of Winograd's transforms: loaded, combined with three or four others, stored, in two passes.
+TRANSFORM_CYCLES = 6.0
+# Winograd must be cheaper by this much: its rounding errors are larger, and its buffers need cache that others use.
+WINOGRAD_MARGIN = 0.9
+
+
+def ways(conv: Conv2d, *, plain_input: bool) -> tuple[str, ...]:
+    """The ways a convolution of constant weights can be lowered, `direct` first.
+
+    GEMM is not among those of a 1x1 convolution, whose direct form is a matrix product already.
+    """
+    if conv.groups > 1:
+        return (DIRECT,)
+    found = [DIRECT]
+    if plain_input or not conv.is_pointwise:
+        found.append(GEMM)
+    if winograd.fits(conv) and not plain_input:
+        found += TILES
+    return tuple(found)
+
+
+def cost(conv: Conv2d, way: str, *, resident: bool) -> float:
+    """Cycles a call takes on one core: arithmetic, Winograd's transforms, and weights from memory (L3 if `resident`).
+
+    Arithmetic and weights are added up, not overlapped: where the products are few a weight, the cores wait for them.
+    """
+    in_blocks, out_blocks, block = conv.in_blocks, conv.out_blocks, conv.block
+    height, width = conv.out_size
+    transforms = 0.0
+    if way in TILES:
+        m = TILES[way]
+        down, across = winograd.tiles(conv, m)
+        elements, pixels = (m + 2) ** 2, down * across
+        # Both passes of a transform, over a x a registers there and over a x m, m x m back.
+        transforms = conv.batch * pixels * (2 * elements * in_blocks + (elements + m * (m + 2)) * out_blocks)
+    else:
+        elements, pixels = conv.kernel[0] * conv.kernel[1], height * width
+    channels = in_blocks * block * out_blocks
+    weights = 4 * elements * channels * block / (L3_BYTES if resident else MEMORY_BYTES)
+    return conv.batch * pixels * elements * channels + TRANSFORM_CYCLES * transforms + weights
+
+
+def is_resident(weight_bytes: int, machine: Machine) -> bool:
+    """Whether a network's weights stay in L3 from call to call: in half of it, the rest is for everything else."""
+    return weight_bytes <= machine.l3 / 2
+
+
+def decide(conv: Conv2d, strategies: Mapping[str, str], *, plain_input: bool, resident: bool) -> str:
+    """The way `conv` is lowered: what is asked for where it fits, else direct."""
+    possible = ways(conv, plain_input=plain_input)
+    asked = strategies.get("conv2d", PLAN)
+    if asked == PLAN:
+        asked = strategies.get(f"conv2d {conv.geometry}", PLAN)
+    if asked == WINOGRAD:
+        fitting = [way for way in possible if way in TILES]
+        return min(fitting, key=lambda way: cost(conv, way, resident=resident), default=DIRECT)
+    if asked == SPARSE:
+        return SPARSE if conv2d_sparse.fits(conv) and not plain_input else DIRECT
+    if asked != PLAN:
+        return asked if asked in possible else DIRECT
+    # GEMM's arithmetic is direct's, and it builds a matrix besides: by hand it is never the cheaper.
+    rated = {way: cost(conv, way, resident=resident) for way in possible if way != GEMM}
+    return min(rated, key=lambda way: rated[way] * (WINOGRAD_MARGIN if way == DIRECT else 1.0))
