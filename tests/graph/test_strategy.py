@@ -28,7 +28,7 @@ def test_winograd_where_arithmetic_binds_and_direct_where_weights_do() -> None:
     # So many channels that the larger tile's weights cost more than it saves; and so few pixels that any tile's do.
     assert plan(conv(512, 7)) == "winograd-f2"
     assert plan(conv(2048, 3)) == "direct"
-    assert plan(conv(2048, 3), resident=True) != "direct"
+    assert plan(conv(512, 7), resident=True) == "winograd-f4"
 
 
 def test_what_winograd_cannot_do_is_direct() -> None:
