@@ -79,7 +79,7 @@ def build(
         name = " ".join(str(part) for part in (variant, way, label.get("sparsity", "")) if part != "")
         if not fits(kernel.op):
             return None
-        check = Check(kernel, lowered, model, machine, {operator: way})
+        check = Check(kernel, lowered, model, machine)
         function, plan = schedule_manual(kernel, machine, candidates)
         found = (function, plan.choices, plan.rule or "") if variant == "manual" else logged(kernel, machine, log_dir)
         if found is None:
