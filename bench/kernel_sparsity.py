@@ -20,16 +20,18 @@ if TYPE_CHECKING:
 # Operators with sparse kernels: what their dense strategies are called, the first being the one to beat. A strategy
 # that lowers a layer to the same kernel as the first is left out.
 DENSE = {"conv2d": ("conv2d", ("direct", "gemm", "winograd")), "gemm": ("dense", ("packed",))}
-# Methods of pruning -> input channels of a block; it has 16 output channels.
-METHODS = {"block-16x1": 1, "block-16x4": 4}
+# Methods of pruning -> input channels of a block, which has 16 output channels; 0 for single weights.
+METHODS = {"block-16x1": 1, "block-16x4": 4, "unstructured": 0}
 _ROWS = 16
 
 
 def mask(shape: Sequence[int], sparsity: float, columns: int, generator: np.random.Generator) -> np.ndarray:
-    """Which weights (O, I, ...) are kept: of every `_ROWS` output channels equally many blocks, drawn at random."""
+    """Which weights (O, I, ...) are kept, drawn at random: of every `_ROWS` output channels equally many blocks."""
     import numpy as np
 
     out, channels, *window = shape
+    if not columns:
+        return generator.random(tuple(shape)) >= sparsity
     if channels % columns:
         raise UsageError(f"--method block-{_ROWS}x{columns}: {columns} does not divide the {channels} input channels")
     blocks = channels // columns * int(np.prod(window))

@@ -275,8 +275,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--strategy", type=strategy, metavar="OP=WAY", help="conv2d=direct, gemm or winograd")
     made.add_argument("--sparsity", type=sparsities, default=(), metavar="S,...",
                       help="sparse kernels of conv2d and gemm at these shares of zeros, beside each dense strategy")
-    made.add_argument("--method", choices=("block-16x1", "block-16x4"), default="block-16x1",
-                      help="which blocks are zeroed: 16 output channels by 1 or by 4 input channels")
+    made.add_argument("--method", choices=("block-16x1", "block-16x4", "unstructured"),
+                      default="block-16x1",
+                      help="what is zeroed: blocks of 16 output channels by 1 or 4 input channels, or single weights")
     made.add_argument("--schedules", metavar="DIR", help="schedule rules of your own")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     return made

@@ -36,16 +36,18 @@ def cells(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> tuple[str, str
 def crossover(rows: Sequence[dict[str, Any]], dense: float) -> float | None:
     """The sparsity from which the sparse kernel takes less than `dense` ms; None where that was not seen.
 
-    Between the two measured sparsities round it, the time falls in a line; with all measured ones faster, the line
-    through the lowest two is followed down, to 0 at least.
+    Between the two measured sparsities round it, the time falls in a line. With all measured ones faster, the line
+    through the lowest two is followed down, to 0 at least; the lowest itself where there is no such line.
     """
     points = sorted((row["sparsity"], _ms(row)) for row in rows if is_sparse(row) and row["variant"] == "manual")
     faster = [i for i in range(len(points)) if all(ms < dense for _, ms in points[i:])]
-    if not faster or len(points) < 2:
+    if not faster:
         return None
     upper = max(faster[0], 1)
+    if len(points) == 1 or points[upper - 1][1] <= points[upper][1]:
+        return float(points[faster[0]][0])
     (s0, t0), (s1, t1) = points[upper - 1], points[upper]
-    return max(0.0, s0 + (t0 - dense) * (s1 - s0) / (t0 - t1)) if t0 != t1 else None
+    return float(max(0.0, s0 + (t0 - dense) * (s1 - s0) / (t0 - t1)))
 
 
 def notes(rows: Sequence[dict[str, Any]]) -> list[str]:

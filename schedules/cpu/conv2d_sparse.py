@@ -32,6 +32,7 @@ from .sparse_nest import (
     choose_turn,
     choose_vectors,
     finish,
+    largest_tile,
     source_shape,
     stays,
 )
@@ -55,12 +56,14 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     # Register tile: pixels of one row, and several rows only where a row leaves registers empty.
     most = machine.registers - NO_SUMS
     column_options = [c for c in divisors(width) if c <= most]
-    columns = choose("columns", column_options, column_options[-1])
+    # Of the border every task makes a copy of its own, which it writes and reads once more.
+    row_bytes = 4 * source[1] * source[3] * lanes if pad is None else 3 * 4 * source[2]
+    # A pixel's input is read again for every tap of the window, which the border's rows tell to be so high.
+    pixel_bytes = row_bytes / width / (1 if pad is None else 3 * taps**2)
+    columns = choose("columns", column_options, largest_tile(column_options, pixel_bytes, machine))
     row_options = [r for r in divisors(height) if r == 1 or (columns == width and r * columns <= most)]
     rows = choose("rows", row_options, row_options[-1])
     vectors = choose_vectors(out_blocks, rows * columns, machine.registers, choose)
-    # Of the border every task makes a copy of its own, which it writes and reads once more.
-    row_bytes = 4 * source[1] * source[3] * lanes if pad is None else 3 * 4 * source[2]
     sizes = Sizes(
         batch=n, out_blocks=out_blocks, pixels=height, kept=kept * group,
         weight_bytes=4 * out_blocks * lanes * kept * group, input_bytes=row_bytes * stride,

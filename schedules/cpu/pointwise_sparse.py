@@ -17,6 +17,7 @@ from .sparse_nest import (
     choose_turn,
     choose_vectors,
     finish,
+    largest_tile,
     source_shape,
     stays,
 )
@@ -33,7 +34,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     if output is None:
         return None
     row_options = [r for r in divisors(pixels) if r <= machine.registers - NO_SUMS]
-    rows = choose("rows", row_options, row_options[-1])
+    rows = choose("rows", row_options, largest_tile(row_options, 4 * source[1] * source[-1], machine))
     vectors = choose_vectors(out_blocks, rows, machine.registers, choose)
     sizes = Sizes(
         batch=n, out_blocks=out_blocks, pixels=pixels, kept=kept * group,

@@ -15,6 +15,7 @@ from tvm_ffi import structural_hash, structural_walk
 
 from tvmopt.graph.network import Unsupported, read_network
 from tvmopt.operators import ANCHORS, FLOPS_ATTR, OFFSETS_ATTR
+from tvmopt.operators.sparse import random_offsets
 
 # Stages of element-wise kernels, by which a kernel without an anchor is named in tables.
 _KINDS = (("pool", "pool2d"), ("concat", "concat"), ("softmax", "softmax"), ("unpack", "layout"), ("pack", "layout"))
@@ -97,9 +98,11 @@ def describe(func: tirx.PrimFunc) -> tuple[str, int]:
 
 
 def random_integers(func: tirx.PrimFunc, shape: Sequence[int], generator: np.random.Generator) -> np.ndarray:
-    """Values for an integer parameter of `func`: ascending offsets where it takes those, else 0 or 1, as in a mask."""
-    ends = [int(block.annotations[OFFSETS_ATTR]) for block in find_blocks(func) if OFFSETS_ATTR in block.annotations]
-    return np.sort(generator.integers(0, max(ends, default=2), shape), axis=-1)
+    """Values for an integer parameter of `func`: offsets where it takes those, else 0 or 1, as in a mask."""
+    for block in find_blocks(func):
+        if OFFSETS_ATTR in block.annotations:
+            return random_offsets(str(block.annotations[OFFSETS_ATTR]), shape, generator)
+    return generator.integers(0, 2, shape)
 
 
 def bytes_moved(func: tirx.PrimFunc) -> int:

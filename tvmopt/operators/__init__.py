@@ -8,7 +8,7 @@ FLOPS_ATTR = "tvmopt.flops"
 """Annotation of an anchor block: multiplications and additions of the operator as the user wrote it."""
 
 OFFSETS_ATTR = "tvmopt.offsets"
-"""Annotation of an anchor block that is given offsets: they are at least 0 and less than this."""
+"""Annotation of an anchor block that is given offsets: the grid they are of, as `count x step, ...` of its axes."""
 
 GEOMETRY_ATTR = "tvmopt.geometry"
 """Annotation of a convolution's anchor block: its sizes as text (`Conv2d.geometry`), whatever it was lowered by."""

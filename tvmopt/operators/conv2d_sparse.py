@@ -13,7 +13,7 @@ from tvm import te
 from tvmopt.operators import FLOPS_ATTR, OFFSETS_ATTR
 from tvmopt.operators.conv2d import Conv2d, image, pack_weight
 from tvmopt.operators.extent import padded_extent
-from tvmopt.operators.sparse import Pattern, bounded, compress, offsets_end, power
+from tvmopt.operators.sparse import Pattern, bounded, compress, describe_offsets, power
 
 
 def fits(conv: Conv2d) -> bool:
@@ -56,14 +56,14 @@ def pack_sparse_weight(weight: np.ndarray, conv: Conv2d) -> Pattern:
     return compress(pack_weight(weight, conv, plain_input=False), _steps(conv))
 
 
-def _attributes(conv: Conv2d, values: te.Tensor) -> dict[str, int]:
-    """Of an anchor: the operations on what is kept, and where offsets end."""
+def _attributes(conv: Conv2d, values: te.Tensor) -> dict[str, object]:
+    """Of an anchor: the operations on what is kept, and which offsets there are."""
     _, kept, group, _ = (int(x) for x in values.shape)
     height, width = conv.out_size
     shape = (conv.in_blocks, *conv.kernel, conv.block)
     return {
         FLOPS_ATTR: 2 * conv.batch * conv.out_channels * height * width * kept * group,
-        OFFSETS_ATTR: offsets_end(shape, _steps(conv), group),
+        OFFSETS_ATTR: describe_offsets(shape, _steps(conv), group),
     }
 
 

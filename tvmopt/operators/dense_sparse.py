@@ -14,7 +14,7 @@ from tvm import te
 from tvmopt.operators import FLOPS_ATTR, OFFSETS_ATTR
 from tvmopt.operators.dense import pack_dense_weight, row_of, unblock
 from tvmopt.operators.extent import padded_extent
-from tvmopt.operators.sparse import Pattern, bounded, compress, offsets_end
+from tvmopt.operators.sparse import Pattern, bounded, compress, describe_offsets
 
 
 def pack_sparse_dense_weight(weight: np.ndarray, block: int) -> Pattern:
@@ -49,6 +49,6 @@ def dense_sparse(data: te.Tensor, values: te.Tensor, offsets: te.Tensor, *, colu
         (computed, panels, block),
         lambda m, no, ni: te.sum(source(bounded(offsets[no, k], depth) + g, m) * values[no, k, g, ni], axis=[k, g]),
         name="dense_sparse",
-        attrs={FLOPS_ATTR: 2 * rows * columns * kept * group, OFFSETS_ATTR: offsets_end((depth,), (1,), group)},
+        attrs={FLOPS_ATTR: 2 * rows * columns * kept * group, OFFSETS_ATTR: describe_offsets((depth,), (1,), group)},
     )
     return unblock(out, lead, columns)

@@ -51,9 +51,20 @@ def kept_elements(packed: np.ndarray) -> np.ndarray:
     return np.asarray((packed != 0).any(axis=-1))
 
 
-def offsets_end(shape: Sequence[int], steps: Sequence[int], group: int) -> int:
-    """One more than the largest offset there can be: of packed weights (output blocks, *shape, block)."""
-    return sum((size - 1) * step for size, step in zip(shape, steps, strict=True)) + 1 - (group - 1) * steps[-1]
+def describe_offsets(shape: Sequence[int], steps: Sequence[int], group: int) -> str:
+    """All offsets there can be, as text: of packed weights (output blocks, *shape, block), distances `steps` apart."""
+    *outer, last = zip(shape, steps, strict=True)
+    return ",".join(f"{count}x{step}" for count, step in [*outer, (last[0] // group, last[1] * group)])
+
+
+def random_offsets(described: str, shape: Sequence[int], generator: np.random.Generator) -> np.ndarray:
+    """Offsets of `shape` (output blocks, kept), drawn from `describe_offsets`'s, ascending in every row."""
+    grid = np.zeros(1, np.int64)
+    for count, step in (map(int, axis.split("x")) for axis in described.split(",")):
+        grid = (grid[:, None] + np.arange(count) * step).reshape(-1)
+    rows, kept = shape
+    chosen = [generator.choice(grid, kept, replace=kept > len(grid)) for _ in range(rows)]
+    return np.sort(np.stack(chosen), axis=-1).astype(np.int32)
 
 
 def power(extent: int) -> int:
