@@ -16,5 +16,7 @@ GEOMETRY_ATTR = "tvmopt.geometry"
 ANCHORS = (
     "conv2d_direct", "conv2d_pointwise", "conv2d_gemm", "conv2d_winograd", "conv2d_depthwise", "dense", "batch_matmul",
     "conv2d_sparse", "conv2d_sparse_pointwise", "dense_sparse",
+    # For GPUs.
+    "gemm", "batch_gemm", "conv2d_implicit_gemm", "conv2d_depthwise_nhwc", "conv2d_winograd_nhwc",
 )  # fmt: skip
 """The names of anchor blocks, which schedule rules look for."""

@@ -1,0 +1,15 @@
+"""Rules for NVIDIA GPUs, from the most special to the most general: the first that does not decline schedules a kernel.
+
+What none of them takes gets dlight's default (tvmopt/graph).
+"""
+
+from . import product
+
+RULES = [
+    ("product", 1, product.rule),
+]
+
+# What each rule's steps buy, one after the other (python -m bench.kernels --target cuda --ladder).
+LADDERS = {
+    "product": product.LADDER,
+}

@@ -1,0 +1,60 @@
+"""What stands in for a GPU: nvcc and a disassembler, to see what machine code a schedule becomes."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+NVCC = shutil.which("nvcc") or next((str(p) for p in Path("/usr/local").glob("cuda*/bin/nvcc")), None)
+
+
+def _disassembler() -> str | None:
+    if found := shutil.which("nvdisasm"):
+        return found
+    spec = importlib.util.find_spec("nvidia")
+    places = list(spec.submodule_search_locations or []) if spec is not None else []
+    return next((str(p) for place in places for p in Path(place).glob("*/bin/nvdisasm")), None)
+
+
+NVDISASM = _disassembler()
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """Of all kernels of a source: the most registers, bytes spilled, bytes of static shared memory; instructions."""
+
+    registers: int
+    spilled: int
+    shared: int
+    instructions: Counter[str]
+
+    def has(self, prefix: str) -> bool:
+        """Whether an instruction of this name (or beginning: `LDGSTS.E`) is there."""
+        return any(name == prefix or name.startswith(prefix + ".") for name in self.instructions)
+
+
+def assemble(source: str, arch: str) -> MachineCode:
+    """CUDA source through nvcc, without fast-math, and its disassembly."""
+    assert NVCC is not None and NVDISASM is not None
+    with tempfile.TemporaryDirectory() as place:
+        file, cubin = Path(place) / "kernel.cu", Path(place) / "kernel.cubin"
+        file.write_text(source)
+        run = subprocess.run(
+            [NVCC, f"-arch={arch}", "-cubin", "-Xptxas", "-v", "-w", "-o", str(cubin), str(file)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        said = run.stdout + run.stderr
+        sass = subprocess.run([NVDISASM, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
+    registers = [int(x) for x in re.findall(r"Used (\d+) registers", said)]
+    spills = [int(x) for x in re.findall(r"(\d+) bytes spill (?:stores|loads)", said)]
+    assert registers and spills, said
+    shared = [int(x) for x in re.findall(r"(\d+) bytes smem", said)]
+    names = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass, re.MULTILINE)
+    return MachineCode(max(registers), sum(spills), max(shared, default=0), Counter(names))
