@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Operators with sparse kernels: what their dense strategies are called, the first being the one to beat. A strategy
 # that lowers a layer to the same kernel as the first is left out.
-DENSE = {"conv2d": ("conv2d", ("direct", "gemm", "winograd")), "gemm": ("dense", ("packed",))}
+DENSE = {"conv2d": ("conv2d", ("direct", "gemm", "winograd-f2", "winograd-f4")), "gemm": ("dense", ("packed",))}
 # Methods of pruning -> input channels of a block, which has 16 output channels; 0 for single weights.
 METHODS = {"block-16x1": 1, "block-16x4": 4, "unstructured": 0}
 _ROWS = 16

@@ -25,7 +25,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 # Operator -> the ways it can be lowered; the first is the default.
 STRATEGIES: dict[str, tuple[str, ...]] = {
     "conv2d": ("plan", "direct", "gemm", "winograd", "winograd-f2", "winograd-f4", "sparse"),
-    "dense": ("packed", "sparse"),
+    "dense": ("plan", "packed", "sparse"),
 }
 _TARGET_HELP = "llvm (or cpu: this host), cuda, or a llvm target as JSON"
 

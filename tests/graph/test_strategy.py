@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
+from tests.kernels.support import compiled
 from tvmopt.graph.pipeline import lower_model
-from tvmopt.graph.strategy import cost, decide, is_resident, ways
+from tvmopt.graph.strategy import cost, decide, decide_dense, is_resident, ways
 from tvmopt.machine import detect
 from tvmopt.model import from_module
 from tvmopt.operators.conv2d import Conv2d
+from tvmopt.runtime.verify import check
 
 
 def conv(channels: int = 64, size: int = 56, out: int | None = None, kernel: int = 3, stride: int = 1) -> Conv2d:
@@ -35,6 +39,18 @@ def test_what_winograd_cannot_do_is_direct() -> None:
     for other in (conv(stride=2), conv(kernel=5), conv(kernel=1)):
         assert plan(other) == plan(other, conv2d="winograd") == plan(other, conv2d="winograd-f4") == "direct"
         assert "winograd-f4" not in ways(other, plain_input=False)
+
+
+def test_sparse_where_enough_is_zero() -> None:
+    whole = 64 * 9
+    rated = {share: plan(dataclasses.replace(conv(), kept=round(share * whole))) for share in (0.1, 0.2, 0.9)}
+    assert rated == {0.1: "sparse", 0.2: "sparse", 0.9: "winograd-f4"}
+    wide = conv(256, 14, kernel=1)
+    assert plan(dataclasses.replace(wide, kept=128)) == "sparse"
+    assert plan(dataclasses.replace(wide, kept=250)) == "direct"
+    assert "sparse" not in ways(wide, plain_input=False)
+    assert decide_dense(100, 1024, {}) == "sparse" and decide_dense(1000, 1024, {}) == "packed"
+    assert decide_dense(None, 1024, {}) == "packed" and decide_dense(None, 1024, {"dense": "sparse"}) == "sparse"
 
 
 def test_what_is_asked_for_comes_before_the_rule() -> None:
@@ -77,3 +93,24 @@ def test_a_lowering_can_be_repeated_from_what_it_says_of_itself(asked: dict[str,
     assert len(first.strategies) == 3
     again = lower_model(model, detect(), first.strategies)
     assert [kernel.key for kernel in again.kernels] == [kernel.key for kernel in first.kernels]
+
+
+def test_a_pruned_network_mixes_strategies_and_computes_the_same() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    )  # fmt: skip
+    with torch.no_grad():
+        # Blocks of 16 outputs: one in ten is kept of the second convolution, all of the third.
+        layers[2].weight.mul_((torch.rand(2, 32, 3, 3) < 0.1).repeat_interleave(16, 0))
+    model = from_module(layers, torch.randn(1, 3, 20, 20))
+    lowered = lower_model(model, detect())
+    assert sorted(lowered.strategies.values())[1:] == ["sparse", "winograd-f4"]
+    assert any(" kept " in geometry for geometry in lowered.decided)
+    again = lower_model(model, detect(), lowered.strategies)
+    assert [kernel.key for kernel in again.kernels] == [kernel.key for kernel in lowered.kernels]
+    built, _ = compiled(model)
+    with torch.no_grad():
+        wanted = layers.double()(*[x.double() for x in model.example_inputs])
+    assert check(built(*model.example_inputs), wanted, strategy=lowered.strategies, top1=False).ok

@@ -7,6 +7,7 @@ later multiplication by a zero weight would not remove) is only taken over where
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from tvmopt.operators.conv2d_direct import conv2d_direct
 from tvmopt.operators.conv2d_gemm import conv2d_gemm, pack_gemm_weight
 from tvmopt.operators.dense import batch_matmul, dense, pack_dense_weight
 from tvmopt.operators.dense_sparse import dense_sparse, pack_sparse_dense_weight
+from tvmopt.operators.sparse import most_kept
 
 if TYPE_CHECKING:
     from tvmopt.graph.blocking import Blocker, Value
@@ -78,6 +80,8 @@ def conv2d(state: Blocker, call: relax.Call) -> Value | None:
     # A 3-channel image is not filled up to a block: it is brought into the layout by the padding stage.
     plain_input = state.value(data).blocked is None and channels < state.block and conv.groups == 1
     source = state.plain(data) if plain_input else state.blocked(data)
+    if conv.groups == 1 and not plain_input:
+        conv = dataclasses.replace(conv, kept=most_kept(kernel, state.block))
     way = state.decide(conv, plain_input=plain_input)
     if way in strategy.TILES:
         m = strategy.TILES[way]
@@ -107,8 +111,13 @@ def sparse_anchor(
     data: relax.Expr, **kwargs: object,
 ) -> relax.Expr:  # fmt: skip
     """An anchor that takes, beside `data`, the values and the offsets of the pattern `make` gives."""
-    pattern = state.pattern((weight, function.__name__), make)
+    # Offsets depend on the sizes of the input, too.
+    pattern = state.pattern((weight, function.__name__, *kwargs.values()), make)
     return state.anchor(function, data, *pattern, **kwargs)
+
+
+def _dense_way(state: Blocker, weight: np.ndarray) -> str:
+    return strategy.decide_dense(most_kept(weight.T, state.block), weight.shape[0], state.strategies)
 
 
 def matmul(state: Blocker, call: relax.Call) -> Value | None:
@@ -117,7 +126,7 @@ def matmul(state: Blocker, call: relax.Call) -> Value | None:
     if not _is_float32(left, right) or len(_shape(left)) < 2:
         return None
     weight = _constant(right)
-    if weight is not None and weight.ndim == 2 and state.strategies.get("dense") == "sparse":
+    if weight is not None and weight.ndim == 2 and _dense_way(state, weight) == strategy.SPARSE:
         out = sparse_anchor(
             state, right, lambda: pack_sparse_dense_weight(weight, state.block), dense_sparse, state.plain(left),
             columns=weight.shape[1],

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_STRATEGIES: dict[str, str] = {"conv2d": PLAN, "dense": "packed"}
+DEFAULT_STRATEGIES: dict[str, str] = {"conv2d": PLAN, "dense": PLAN}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 PLAN = "plan"
 DIRECT, GEMM, WINOGRAD, SPARSE = "direct", "gemm", "winograd", "sparse"
+# Of a dense layer.
+PACKED = "packed"
 # Winograd's two tile sizes as ways of their own; `winograd` alone takes the cheaper one.
 TILES = {"winograd-f2": 2, "winograd-f4": 4}
 
@@ -29,6 +31,11 @@ MEMORY_BYTES, L3_BYTES = 5.0, 20.0
 TRANSFORM_CYCLES = 6.0
 # Winograd must be cheaper by this much: its rounding errors are larger, and its buffers need cache that others use.
 WINOGRAD_MARGIN = 0.9
+# What a sparse kernel loses for every output register, in multiply-adds: sums made and stored, and the next row of
+# blocks beginning elsewhere in the input; with few kept blocks this shows. At 10% kept: 8 over 3x3, 13 over 1x1.
+SPARSE_CYCLES = 12.0
+# And it must be cheaper by this much: patterns differ in how they use the cache, and a pruned model may not be slower.
+SPARSE_MARGIN = 0.9
 
 
 def ways(conv: Conv2d, *, plain_input: bool) -> tuple[str, ...]:
@@ -43,6 +50,8 @@ def ways(conv: Conv2d, *, plain_input: bool) -> tuple[str, ...]:
         found.append(GEMM)
     if winograd.fits(conv) and not plain_input:
         found += TILES
+    if conv.kept is not None and not plain_input:
+        found.append(SPARSE)
     return tuple(found)
 
 
@@ -54,6 +63,11 @@ def cost(conv: Conv2d, way: str, *, resident: bool) -> float:
     in_blocks, out_blocks, block = conv.in_blocks, conv.out_blocks, conv.block
     height, width = conv.out_size
     transforms = 0.0
+    bandwidth = L3_BYTES if resident else MEMORY_BYTES
+    if way == SPARSE:
+        assert conv.kept is not None
+        registers = conv.batch * height * width * out_blocks
+        return registers * (conv.kept + SPARSE_CYCLES) + 4 * out_blocks * conv.kept * (block + 1) / bandwidth
     if way in TILES:
         m = TILES[way]
         down, across = winograd.tiles(conv, m)
@@ -63,7 +77,7 @@ def cost(conv: Conv2d, way: str, *, resident: bool) -> float:
     else:
         elements, pixels = conv.kernel[0] * conv.kernel[1], height * width
     channels = in_blocks * block * out_blocks
-    weights = 4 * elements * channels * block / (L3_BYTES if resident else MEMORY_BYTES)
+    weights = 4 * elements * channels * block / bandwidth
     return conv.batch * pixels * elements * channels + TRANSFORM_CYCLES * transforms + weights
 
 
@@ -87,4 +101,14 @@ def decide(conv: Conv2d, strategies: Mapping[str, str], *, plain_input: bool, re
         return asked if asked in possible else DIRECT
     # GEMM's arithmetic is direct's, and it builds a matrix besides: by hand it is never the cheaper.
     rated = {way: cost(conv, way, resident=resident) for way in possible if way != GEMM}
-    return min(rated, key=lambda way: rated[way] * (WINOGRAD_MARGIN if way == DIRECT else 1.0))
+    sparse = rated.pop(SPARSE, None)
+    best = min(rated, key=lambda way: rated[way] * (WINOGRAD_MARGIN if way == DIRECT else 1.0))
+    return SPARSE if sparse is not None and sparse < SPARSE_MARGIN * rated[best] else best
+
+
+def decide_dense(kept: int | None, depth: int, strategies: Mapping[str, str]) -> str:
+    """The way a dense layer of `depth` inputs is lowered, of which an output depends on `kept` at most (None: all)."""
+    asked = strategies.get("dense", PLAN)
+    if asked != PLAN:
+        return asked
+    return SPARSE if kept is not None and kept + SPARSE_CYCLES < SPARSE_MARGIN * depth else PACKED

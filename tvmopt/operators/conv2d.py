@@ -13,7 +13,10 @@ from tvmopt.operators.blocking import blocks
 
 @dataclass(frozen=True)
 class Conv2d:
-    """Sizes of one convolution: `padding` is (top, left, bottom, right); channels are those of the user's model."""
+    """Sizes of one convolution: `padding` is (top, left, bottom, right); channels are those of the user's model.
+
+    `kept`: how many inputs an output depends on at most where weights are zero in whole blocks; None where none are.
+    """
 
     batch: int
     in_channels: int
@@ -25,6 +28,7 @@ class Conv2d:
     dilation: tuple[int, int]
     groups: int
     block: int
+    kept: int | None = None
 
     @property
     def out_size(self) -> tuple[int, int]:
@@ -49,6 +53,7 @@ class Conv2d:
         text = f"{self.batch}x{self.in_channels}x{self.in_size[0]}x{self.in_size[1]} {self.out_channels} {kh}x{kw}"
         text += f" stride {sh}x{sw} pad {','.join(map(str, self.padding))}"
         text += f" dilation {dh}x{dw}" if (dh, dw) != (1, 1) else ""
+        text += f" kept {self.kept}" if self.kept is not None else ""
         return text + (f" groups {self.groups}" if self.groups > 1 else "")
 
     @property

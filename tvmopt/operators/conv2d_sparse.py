@@ -62,6 +62,7 @@ def _attributes(conv: Conv2d, values: te.Tensor) -> dict[str, object]:
     height, width = conv.out_size
     shape = (conv.in_blocks, *conv.kernel, conv.block)
     return {
+        **conv.annotations,
         FLOPS_ATTR: 2 * conv.batch * conv.out_channels * height * width * kept * group,
         OFFSETS_ATTR: describe_offsets(shape, _steps(conv), group),
     }

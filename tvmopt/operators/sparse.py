@@ -51,6 +51,14 @@ def kept_elements(packed: np.ndarray) -> np.ndarray:
     return np.asarray((packed != 0).any(axis=-1))
 
 
+def most_kept(weight: np.ndarray, block: int) -> int | None:
+    """How many inputs a block of outputs depends on at most: weights (O, ...); None where one depends on all."""
+    outputs = weight.shape[0]
+    rows = [np.count_nonzero((weight[i : i + block] != 0).any(axis=0)) for i in range(0, outputs, block)]
+    most = max(rows)
+    return int(most) if most < weight[0].size else None
+
+
 def describe_offsets(shape: Sequence[int], steps: Sequence[int], group: int) -> str:
     """All offsets there can be, as text: of packed weights (output blocks, *shape, block), distances `steps` apart."""
     *outer, last = zip(shape, steps, strict=True)
