@@ -12,6 +12,7 @@ import pytest
 
 from bench import kernels, results, sparsity_table
 from bench.kernel_sparsity import mask
+from bench.recipes import sparse_kernels
 from bench.results import empty_row
 from tvmopt.errors import TvmoptError
 
@@ -77,3 +78,24 @@ def test_what_cannot_be_measured_is_said_in_a_line() -> None:
     with pytest.raises(SystemExit) as stopped:
         kernels.main(["--op", "conv2d", "--sparsity", "1"])
     assert stopped.value.code == 2
+
+
+def test_the_recipes_table_has_a_line_a_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        _row("conv2d=direct", 0.0, 1.0), _row("conv2d=winograd-f4", 0.0, 0.5), _row("conv2d=sparse", 0.5, 0.6),
+        _row("conv2d=sparse", 0.9, 0.1, bound="memory"),
+    ]  # fmt: skip
+    rows = [{**row, "op": "conv2d", "shape": "a"} for row in rows]
+    made = sparse_kernels.line(rows, (0.5, 0.9))
+    assert made == (
+        "conv2d a", "1000", "90%", "winograd-f4 500", "1.67x 0.83x", "10.00x 5.00x m90%", "18% 58%",
+    )  # fmt: skip
+    sparse_kernels.show([made], (0.5, 0.9), rows, markdown=True)
+    shown = capsys.readouterr().out
+    assert "| conv2d a | 1000 |" in shown and "1 bound by memory, median 90% of their roof" in shown
+
+
+def test_the_recipes_layers_are_of_the_operators_form() -> None:
+    for shape in sparse_kernels.RESNET50:
+        assert kernels.wanted_kernels(["conv2d"], [shape]) == [("conv2d", shape)]
+    assert len(set(sparse_kernels.RESNET50)) == 22
