@@ -3,13 +3,15 @@
 What none of them takes gets dlight's default (tvmopt/graph).
 """
 
-from . import product
+from . import product, tensor_core
 
 RULES = [
+    ("tensor_core", 1, tensor_core.rule),
     ("product", 1, product.rule),
 ]
 
 # What each rule's steps buy, one after the other (python -m bench.kernels --target cuda --ladder).
 LADDERS = {
+    "tensor_core": tensor_core.LADDER,
     "product": product.LADDER,
 }
