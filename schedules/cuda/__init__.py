@@ -3,15 +3,17 @@
 What none of them takes gets dlight's default (tvmopt/graph).
 """
 
-from . import product, tensor_core
+from . import depthwise, product, tensor_core
 
 RULES = [
     ("tensor_core", 1, tensor_core.rule),
     ("product", 1, product.rule),
+    ("depthwise", 1, depthwise.rule),
 ]
 
 # What each rule's steps buy, one after the other (python -m bench.kernels --target cuda --ladder).
 LADDERS = {
     "tensor_core": tensor_core.LADDER,
     "product": product.LADDER,
+    "depthwise": depthwise.LADDER,
 }
