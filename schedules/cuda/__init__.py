@@ -3,11 +3,12 @@
 What none of them takes gets dlight's default (tvmopt/graph).
 """
 
-from . import depthwise, product, tensor_core
+from . import depthwise, product, sparse, tensor_core
 
 RULES = [
     ("tensor_core", 1, tensor_core.rule),
     ("product", 1, product.rule),
+    ("sparse", 1, sparse.rule),
     ("depthwise", 1, depthwise.rule),
 ]
 
@@ -15,5 +16,6 @@ RULES = [
 LADDERS = {
     "tensor_core": tensor_core.LADDER,
     "product": product.LADDER,
+    "sparse": sparse.LADDER,
     "depthwise": depthwise.LADDER,
 }
