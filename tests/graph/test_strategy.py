@@ -49,8 +49,9 @@ def test_sparse_where_enough_is_zero() -> None:
     assert plan(dataclasses.replace(wide, kept=128)) == "sparse"
     assert plan(dataclasses.replace(wide, kept=250)) == "direct"
     assert "sparse" not in ways(wide, plain_input=False)
-    assert decide_dense(100, 1024, {}) == "sparse" and decide_dense(1000, 1024, {}) == "packed"
-    assert decide_dense(None, 1024, {}) == "packed" and decide_dense(None, 1024, {"dense": "sparse"}) == "sparse"
+    assert decide_dense(100, 1024, 1, {}) == "sparse" and decide_dense(1000, 1024, 1, {}) == "packed"
+    assert decide_dense(700, 1024, 1, {}) == "sparse" and decide_dense(700, 1024, 32, {}) == "packed"
+    assert decide_dense(None, 1024, 1, {}) == "packed" and decide_dense(None, 1024, 1, {"dense": "sparse"}) == "sparse"
 
 
 def test_what_is_asked_for_comes_before_the_rule() -> None:

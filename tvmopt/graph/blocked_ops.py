@@ -8,6 +8,7 @@ later multiplication by a zero weight would not remove) is only taken over where
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -116,8 +117,9 @@ def sparse_anchor(
     return state.anchor(function, data, *pattern, **kwargs)
 
 
-def _dense_way(state: Blocker, weight: np.ndarray) -> str:
-    return strategy.decide_dense(most_kept(weight.T, state.block), weight.shape[0], state.strategies)
+def _dense_way(state: Blocker, left: relax.Expr, weight: np.ndarray) -> str:
+    rows = math.prod(_shape(left)[:-1])
+    return strategy.decide_dense(most_kept(weight.T, state.block), weight.shape[0], rows, state.strategies)
 
 
 def matmul(state: Blocker, call: relax.Call) -> Value | None:
@@ -126,7 +128,7 @@ def matmul(state: Blocker, call: relax.Call) -> Value | None:
     if not _is_float32(left, right) or len(_shape(left)) < 2:
         return None
     weight = _constant(right)
-    if weight is not None and weight.ndim == 2 and _dense_way(state, weight) == strategy.SPARSE:
+    if weight is not None and weight.ndim == 2 and _dense_way(state, left, weight) == strategy.SPARSE:
         out = sparse_anchor(
             state, right, lambda: pack_sparse_dense_weight(weight, state.block), dense_sparse, state.plain(left),
             columns=weight.shape[1],
