@@ -3,13 +3,15 @@
 What none of them takes gets dlight's default (tvmopt/graph).
 """
 
-from . import depthwise, product, sparse, tensor_core
+from . import depthwise, elementwise, pool, product, sparse, tensor_core
 
 RULES = [
     ("tensor_core", 1, tensor_core.rule),
     ("product", 1, product.rule),
     ("sparse", 1, sparse.rule),
     ("depthwise", 1, depthwise.rule),
+    ("pool", 1, pool.rule),
+    ("elementwise", 1, elementwise.rule),
 ]
 
 # What each rule's steps buy, one after the other (python -m bench.kernels --target cuda --ladder).
@@ -18,4 +20,6 @@ LADDERS = {
     "product": product.LADDER,
     "sparse": sparse.LADDER,
     "depthwise": depthwise.LADDER,
+    "pool": pool.LADDER,
+    "elementwise": elementwise.LADDER,
 }

@@ -38,9 +38,16 @@ def rule(sch: Schedule, kernel: Any, machine: GpuMachine, choose: Any) -> Schedu
     """Schedule a kernel whose anchor is `conv2d_depthwise_nhwc`; declines any other."""
     if kernel.op != "conv2d_depthwise_nhwc":
         return None
-    anchor = find_block(sch, "conv2d_depthwise_nhwc")
+    return schedule_window(sch, find_block(sch, "conv2d_depthwise_nhwc"), machine, choose)
+
+
+def schedule_window(sch: Schedule, anchor: Any, machine: GpuMachine, choose: Any) -> Schedule | None:
+    """Schedule the reduction `anchor` over (image, row, column, channel; a window's rows, columns) and its epilogue."""
     n, height, columns_out, channels = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars[:4])
-    output = inline_consumers(sch, anchor)
+    if sch.get(sch.get_output_blocks("root")[0]).name_hint == sch.get(anchor).name_hint:
+        output = sch.cache_write(anchor, 0, "local")
+    else:
+        output = inline_consumers(sch, anchor)
     if output is None or len(sch.get_loops(output)) != 4:
         return None
     widths = divisors(widest(channels, "float32"))
