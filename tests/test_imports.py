@@ -25,7 +25,8 @@ LAYERS = [
     {"graph"},
     {"operators"},
     # What stands on neither TVM's graph nor on each other's order: descriptions and what reads them.
-    {"model", "models", "data", "image_folder", "pt2", "torchvision_compat", "options", "plan"},
+    {"model", "models", "data", "image_folder", "image_archive", "image_cache", "pt2", "torchvision_compat", "options",
+     "plan"},
     {"machine", "machine_gpu"},
     {"errors"},
 ]

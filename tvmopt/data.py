@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import DataError, one_line
+from tvmopt.image_archive import find_archive, read_archive
 from tvmopt.image_folder import evenly_spaced, find_folder, read_folder
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ def load_dataset(
     """Reads one split of a data set and turns it into what a model with `input_shape` takes.
 
     name: digits, mnist, fashionmnist, cifar10, cifar100 (in any case), or the path of an image folder (itself or
-        under `data_dir`): one directory per class, below `train/` and `test/` (or `val/`) where there are two splits.
+        under `data_dir`): one directory per class, below `train/` and `test/` (or `val/`) where there are two splits;
+        or of a tar archive of such a folder, which is not unpacked. Large ones are decoded once (image_cache.py).
     split: "train" or "test". limit: at most so many images, evenly spaced, so that a sorted folder keeps its classes.
     input_shape: (C, H, W), or (N, C, H, W) of which N is ignored; default: the data set's own. Images are resized
         (a folder's: shorter side to 8/7 of the shape, then the centre), gray is repeated to 3 channels, colour
@@ -113,7 +115,13 @@ def load_dataset(
     root = data_directory(data_dir)
     key = name.lower().replace("-", "").replace("_", "")
     if key not in SOURCES:
-        folder = find_folder(name, root)
+        folder, archive = find_folder(name, root), find_archive(name, root)
+        if archive is not None:
+            shape = shape or (3, 224, 224)
+            pixels, labels, classes = read_archive(archive, split, shape)
+            keep = evenly_spaced(len(labels), limit)
+            check_size(name, len(keep), shape)
+            return _finish(name, split, pixels[keep], labels[keep], classes, shape, *_IMAGENET)
         if folder is None:
             near = difflib.get_close_matches(key, SOURCES, 1, 0.5)
             hint = f" Did you mean {near[0]}?" if near else ""

@@ -1,6 +1,7 @@
 """Model specs: from what a user names to a module in eval mode with example inputs.
 
 digits_cnn                built in, trained, needs no download (the default); mnist_cnn is its plain sister
+resnet20                  built in: the residual network for CIFAR-10 whose trained weights are public (--weights)
 torchvision:resnet18      any classification network of torchvision
 path/to/file.py:factory   a function that returns (module, example inputs)
 model.pt2                 a torch.export archive
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvmopt.errors import InputError, ModelError, one_line
+from tvmopt.models.built_in import NAMES as BUILT_IN
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 DEFAULT_SPEC = "digits_cnn"
-BUILT_IN = ("digits_cnn", "mnist_cnn")
 DTYPES = ("float32", "float16", "bfloat16")
 _TORCHVISION = "torchvision:"
 
@@ -140,34 +141,17 @@ def _load_named(
     spec: str, batch: int | None, shape: tuple[int, ...] | None, weights: str | None, seed: int, dtype: str
 ) -> Model:
     """Built-in networks and torchvision's: one image input."""
-    import torch
-
+    from tvmopt.models import built_in
     from tvmopt.models.random_weights import MIN_CHANGE, make_verifiable, random_inputs
 
     batch, shape = _image_shape(spec, batch, shape)
-    name, default = spec, (1, 8, 8)
-    trained = weights is not None
-    if spec == "digits_cnn":
-        from tvmopt.models import digits_cnn
-        from tvmopt.models.weights import load_state_dict
-
-        module: nn.Module = digits_cnn.digits_cnn()
-        load_state_dict(module, str(digits_cnn.WEIGHTS) if weights in (None, "DEFAULT") else str(weights))
-        trained = True
-    elif spec == "mnist_cnn":
-        from tvmopt.models import mnist_cnn
-        from tvmopt.models.weights import load_state_dict
-
-        default = mnist_cnn.INPUT_SHAPE
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = mnist_cnn.mnist_cnn((shape or default)[1])
-        if weights is not None:
-            load_state_dict(module, weights)
+    name = spec
+    if spec in BUILT_IN:
+        module, default, trained = built_in.build(spec, shape, weights, seed)
     else:
         from tvmopt.models import torchvision_models
 
-        name = spec.removeprefix(_TORCHVISION)
+        name, trained = spec.removeprefix(_TORCHVISION), weights is not None
         module, side = torchvision_models.load(name, weights, shape, seed)
         default = (3, side, side)
     module.eval()

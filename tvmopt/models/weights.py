@@ -21,7 +21,7 @@ def is_file_name(weights: str) -> bool:
 
 
 def load_state_dict(module: nn.Module, path: str) -> None:
-    """Loads the state dict at `path` into `module`, every name matched.
+    """Loads the state dict at `path` into `module`, every name matched (batch norms' counts of batches may lack).
 
     Taken as it is, or from below `state_dict`, `model` or `model_state_dict` of a checkpoint; the prefix `module.` that
     DataParallel puts before each name is taken off.
@@ -49,6 +49,8 @@ def load_state_dict(module: nn.Module, path: str) -> None:
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     own = module.state_dict()
+    # PyTorch before 0.4.1 did not save how many batches a batch norm has seen, which no output depends on.
+    state = {**{name: value for name, value in own.items() if name.endswith(".num_batches_tracked")}, **state}
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     misshaped = [name for name in own if name in state and own[name].shape != state[name].shape]

@@ -1,0 +1,69 @@
+"""The built-in `resnet20`: the CIFAR-10 residual network of He et al. (2015), section 4.2, as its public weights have it.
+
+Names and shapes are those of github.com/akamaster/pytorch_resnet_cifar10, whose pretrained ResNet-20 loads by
+`--weights resnet20-12fca82f.th`. That network was trained on pixels normalised as ImageNet's are, which is how image
+folders are read here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, pad
+
+INPUT_SHAPE = (3, 32, 32)
+CLASSES = 10
+_WIDTHS = (16, 32, 64)
+_BLOCKS = 3
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions and the shortcut: (N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride, self.widening = stride, outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return torch.relu(y + self._shortcut(x))
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        # Option A of the paper: every second pixel, and channels of zeros on both sides; no parameters.
+        if not self.widening:
+            return x
+        half = self.widening // 2
+        return pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.widening - half))
+
+
+class ResNet20(nn.Module):
+    """float32 (N, 3, H, W), normalised -> float32 (N, 10) logits. 269,722 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, _WIDTHS[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(_WIDTHS[0])
+        self.layer1 = self._stage(_WIDTHS[0], _WIDTHS[0], 1)
+        self.layer2 = self._stage(_WIDTHS[0], _WIDTHS[1], 2)
+        self.layer3 = self._stage(_WIDTHS[1], _WIDTHS[2], 2)
+        self.linear = nn.Linear(_WIDTHS[2], CLASSES)
+
+    @staticmethod
+    def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+        first = _Block(inputs, outputs, stride)
+        return nn.Sequential(first, *(_Block(outputs, outputs, 1) for _ in range(_BLOCKS - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def resnet20() -> ResNet20:
+    """Returns the network with freshly drawn weights, in training mode."""
+    return ResNet20()
