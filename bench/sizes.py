@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tvmopt.compress.size import compressed_bytes
+
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 def sizes(module: nn.Module, inputs: Sequence[Any]) -> dict[str, int | None]:
@@ -20,23 +22,6 @@ def sizes(module: nn.Module, inputs: Sequence[Any]) -> dict[str, int | None]:
         "size_compressed_bytes": sum(compressed_bytes(t) for t in stored),
         "flops": flops(module, inputs),
     }
-
-
-def compressed_bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor in the smallest of three forms.
-
-    Dense; a bitmap of the non-zeros (one bit a value) and their values; or row pointers (int32), column indices
-    (int16 up to 65,536 columns, else int32) and values, rows being the first dimension.
-    """
-    import math
-
-    item = tensor.element_size()
-    count, nonzero = tensor.numel(), int(tensor.count_nonzero())
-    rows = tensor.shape[0] if tensor.dim() else 1
-    index = 2 if count <= rows * 65536 else 4
-    bitmap = math.ceil(count / 8) + nonzero * item
-    csr = (rows + 1) * 4 + nonzero * (item + index)
-    return min(count * item, bitmap, csr)
 
 
 def flops(module: nn.Module, inputs: Sequence[Any]) -> int | None:

@@ -68,6 +68,8 @@ class Session:
     def reference(self, request: dict[str, Any]) -> dict[str, Any]:
         """Computes and saves the reference, and describes the model."""
         from . import reference
+        from tvmopt.compress import saved
+
         from .sizes import sizes
 
         model = self._load(Case.from_json(request["case"]))
@@ -80,8 +82,11 @@ class Session:
         reference.compute(model, data).save(Path(request["path"]))
         if data is not None:
             reference.save_data(data, Path(request["path"]))
+        pruned = saved.read(model.extra)
         return {
             "model": model.spec,
+            "sparsity": pruned.sparsity if pruned is not None else 0.0,
+            "method": pruned.method if pruned is not None else None,
             "batch": model.batch,
             "dataset": name,
             "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in model.example_inputs],

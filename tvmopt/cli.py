@@ -13,6 +13,7 @@ from tvmopt.options import run
 COMMANDS: dict[str, tuple[str, str]] = {
     "tune": ("tvmopt.tune", "search schedules for a model's kernels and log the best"),
     "replay": ("tvmopt.replay", "rebuild a logged plan without search, verify it and time it again"),
+    "prune": ("tvmopt.prune", "make a model smaller: masks, blocks, filters removed, fine-tuned, as a .pt2"),
     "export": ("tvmopt.export", "write a model as one file to load and run"),
     "bench": ("tvmopt.bench.__main__", "measure the variants and what a user would run instead"),
     "compare": ("tvmopt.bench.compare", "compare two saved benchmark runs"),

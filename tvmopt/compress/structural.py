@@ -1,0 +1,90 @@
+"""Filters and units cut out of a network, which stays dense and gets smaller.
+
+Torch-Pruning (Fang et al., 2023, "DepGraph") follows each removed output through the network: into the batch norm, the
+layers that read it, everything a residual adds it to, the parts of a concatenation, the groups of a convolution, and
+the columns of a linear layer behind a flatten.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tvmopt.compress.layers import batch_norm_scales, layers_with_weights
+from tvmopt.compress.methods import Method
+from tvmopt.errors import ModelError, TvmoptError, UsageError, one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_log = logging.getLogger(__name__)
+
+
+def remove(
+    module: nn.Module,
+    method: Method,
+    sparsities: float | Mapping[str, float],
+    inputs: Sequence[Tensor],
+    *,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+) -> None:
+    """Removes the share `sparsities` of the filters and units of each layer from `module`, in place.
+
+    The smallest by the method's norm go, summed over all layers that have to lose the same one. The last layer's
+    outputs stay, and those of `skip`; with `only`, those of all others.
+    Errors: `UsageError` for names that are no layers, `ModelError` where the network cannot be followed or does not
+    run any more (shapes written as numbers in its forward, channels padded by hand).
+    """
+    import torch
+
+    try:
+        import torch_pruning as tp
+    except ImportError as error:
+        raise TvmoptError("structural removal needs Torch-Pruning: pip install 'tvmopt[prune]'") from error
+    found = layers_with_weights(module)
+    for name in (*only, *skip):
+        if name not in found:
+            raise UsageError(f"the model has no layer {name!r} to remove filters of: it has {', '.join(found)}")
+    if not found:
+        raise ModelError("the model has no convolution or linear layer to remove filters of")
+    last = next(reversed(found))
+    if last in only:
+        raise ModelError(f"layer {last} can't be pruned by {method.name}: its outputs are the network's")
+    kept = {name for name in found if name == last or name in skip or (only and name not in only)}
+    # The batch norms' statistics and the masks of dropout are not to change while the network is followed.
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    importance: Any = tp.importance.GroupMagnitudeImportance(p=1 if method.detail == "l1" else 2)
+    if method.detail == "bn":
+        _need_batch_norms(module, [name for name in found if name not in kept], inputs)
+        importance = tp.importance.BNScaleImportance()
+    uniform = isinstance(sparsities, (int, float))
+    ratios = {} if uniform else {found[name]: share for name, share in sparsities.items()}  # type: ignore[union-attr]
+    before = sum(parameter.numel() for parameter in module.parameters())
+    try:
+        pruner = tp.pruner.BasePruner(
+            module, tuple(inputs), importance, pruning_ratio=sparsities if uniform else 0.0, max_pruning_ratio=1.0,
+            pruning_ratio_dict=ratios, ignored_layers=[found[name] for name in kept],
+        )  # fmt: skip
+        pruner.step()
+    except Exception as error:
+        raise ModelError(f"the network cannot be followed for removing filters ({one_line(error, 150)})") from error
+    try:
+        with torch.no_grad():
+            module(*inputs)
+    except Exception as error:
+        raise ModelError(
+            f"without the filters the network does not run ({one_line(error, 150)}): leave out the layers before "
+            "that with --skip, or take masks (filter-l2)"
+        ) from error
+    _log.debug("%d of %d parameters left", sum(parameter.numel() for parameter in module.parameters()), before)
+
+
+def _need_batch_norms(module: nn.Module, names: Sequence[str], inputs: Sequence[Tensor]) -> None:
+    from torch import nn
+
+    layers = layers_with_weights(module)
+    batch_norm_scales(module, [name for name in names if not isinstance(layers[name], nn.Linear)], inputs)
