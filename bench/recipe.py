@@ -30,14 +30,14 @@ def parser() -> argparse.ArgumentParser:
         "recipe", "bench.recipe",
         "Runs a published experiment: data, training, tuning, measuring, and its tables beside the published ones. "
         "Recipes: " + "; ".join(f"{name}: {what}" for name, (_, what) in RECIPES.items()) + ".",
-        ["conv-vs-gemm --data-dir data", "conv-vs-gemm --quick", "conv-vs-gemm --json out.json --log-dir tuning_logs"],
+        ["conv-vs-gemm --data-dir data", "conv-vs-gemm --quick", "mnist-prune --data-dir data --work-dir work"],
     )  # fmt: skip
     made.add_argument("name", metavar="NAME", help="the recipe: " + ", ".join(RECIPES))
     group = made.add_argument_group("the experiment")
     group.add_argument("--quick", action="store_true",
                        help="little training, a few candidates and samples, to see that all works")  # fmt: skip
     group.add_argument("--data-dir", metavar="DIR",
-                       help="where MNIST is; without it, and $TVMOPT_DATA_DIR, scikit-learn's digits")  # fmt: skip
+                       help="where MNIST and CIFAR-10 are; conv-vs-gemm takes the digits without")  # fmt: skip
     group.add_argument("--epochs", type=positive_int, metavar="N", help="passes over the training images")
     group.add_argument("--limit", type=positive_int, metavar="N", help="the most images accuracy is measured on")
     group.add_argument("--trials", type=positive_int, metavar="N", help="candidates of each search for auto")
@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--time-limit", type=duration, default="5s", help="how long a contender is timed at most")
     group.add_argument("--log-dir", type=Path, metavar="DIR",
                        help="keep the tuning logs here, and go on from those; else they are dropped")  # fmt: skip
+    group.add_argument("--work-dir", type=Path, metavar="DIR",
+                       help="keep trained networks here, and go on from them where a run was cut off")  # fmt: skip
     group.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
     group.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
     add_build_options(made, leave_out=_LEFT_OUT)
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = Settings(
         options, args.quick, args.data_dir or os.environ.get("TVMOPT_DATA_DIR"), args.epochs, args.trials,
         args.time_budget, args.limit, args.samples, args.time_limit, args.log_dir is not None, args.markdown, args.json,
-        commands.recorded("bench.recipe", sys.argv[1:] if argv is None else argv),
+        commands.recorded("bench.recipe", sys.argv[1:] if argv is None else argv), args.work_dir,
     )  # fmt: skip
     module = importlib.import_module(f".recipes.{RECIPES[name][0]}", __package__)
     return int(module.run(settings))

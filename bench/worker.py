@@ -67,9 +67,9 @@ class Session:
 
     def reference(self, request: dict[str, Any]) -> dict[str, Any]:
         """Computes and saves the reference, and describes the model."""
-        from . import reference
         from tvmopt.compress import saved
 
+        from . import reference
         from .sizes import sizes
 
         model = self._load(Case.from_json(request["case"]))

@@ -97,7 +97,7 @@ def prune_model(model: Model, settings: Settings, say: Any = print) -> Pruned | 
         )  # fmt: skip
     prune(
         module, method.name, sparsity, model.example_inputs, only=settings.only, skip=settings.skip,
-        finetuning=finetuning, 
+        finetuning=finetuning,
         after_pruning=(lambda pruned: scores.take("pruned", pruned)) if settings.epochs else None,
     )  # fmt: skip
     scores.take("after", module)
@@ -156,9 +156,10 @@ def _by_sensitivity(
     from tvmopt.compress.methods import method_of
     from tvmopt.compress.size import layer_sizes
     from tvmopt.training.loop import evaluate
+    from tvmopt.training.split import hold_back
 
     assert held_back is not None
-    some = held_back if len(held_back) <= _SCANNED else _first(held_back, _SCANNED)
+    some = held_back if len(held_back) <= _SCANNED else hold_back(held_back, _SCANNED)[1]
     method = method_of(settings.method)
     found = sensitivity.scan(
         model.module, method, model.example_inputs, lambda module: evaluate(module, some),
@@ -175,14 +176,6 @@ def _by_sensitivity(
     return sensitivity.allocate(found, params, settings.sparsity)
 
 
-def _first(dataset: Dataset, count: int) -> Dataset:
-    from tvmopt.data import Dataset
-
-    return Dataset(
-        dataset.name, dataset.split, dataset.images[:count], dataset.labels[:count], dataset.classes
-    )  # fmt: skip
-
-
 def summary(pruned: Pruned) -> list[str]:
     """The lines that say what was reached: layer by layer, overall, accuracy, sizes."""
     rows = [["layer", "shape", "weights", "zeros"]]
@@ -194,7 +187,8 @@ def summary(pruned: Pruned) -> list[str]:
     rows.append(["all parameters", "", f"{after.params:,}", f"{after.sparsity:.1%}"])
     lines = aligned(rows)
     if after.params != before.params:
-        lines.append(f"parameters: {before.params:,} -> {after.params:,} ({1 - after.params / before.params:.1%} removed)")
+        removed = 1 - after.params / before.params
+        lines.append(f"parameters: {before.params:,} -> {after.params:,} ({removed:.1%} removed)")
     if pruned.record.accuracy:
         words = {"before": "before", "pruned": "pruned, not yet fine-tuned", "after": "after"}
         lines.append("top-1: " + ", ".join(f"{words[at]} {top1:.2%}" for at, top1 in pruned.record.accuracy.items()))
@@ -209,10 +203,11 @@ def summary(pruned: Pruned) -> list[str]:
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns under each other, the first set left and the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))])
+    texts = [
+        [row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))]
         for row in rows
     ]
+    return ["  ".join(row).rstrip() for row in texts]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -238,7 +233,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--layers", type=names, default=(), metavar="A,B", help="only these; by default all that fit")
     made.add_argument("--skip", type=names, default=(), metavar="A,B", help="leave these layers alone")
     made.add_argument("--sensitivity", action="store_true",
-                      help="scan layer by layer first; with --sparsity, prune each layer by what it can lose")  # fmt: skip
+                      help="scan layer by layer; with --sparsity, prune each layer by what it can lose")  # fmt: skip
     made.add_argument("-o", "--output", type=Path, metavar="FILE.pt2", help="the file to write")
     group = made.add_argument_group("fine-tuning and data")
     group.add_argument("--finetune-epochs", type=int, default=0, metavar="N", help="passes over the training images")

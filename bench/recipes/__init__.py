@@ -19,6 +19,18 @@ RECIPES: dict[str, tuple[str, str]] = {
         "sparse_kernels",
         "block-sparse convolutions and products over ResNet-50's layers, at 30% to 95% of zeros, against dense ones",
     ),
+    "mnist-prune": (
+        "mnist_prune",
+        "a small CNN on MNIST, weights and filters pruned to 99%, before and after one and two epochs of fine-tuning",
+    ),
+    "mnist-units": (
+        "mnist_units",
+        "a dense network on MNIST, weights against whole units pruned, without fine-tuning, and where it fails",
+    ),
+    "cifar-resnet20": (
+        "cifar_resnet20",
+        "the public ResNet-20 on CIFAR-10, fine-tuned dense, block-sparse and with half its filters: accuracy and time",
+    ),
 }
 
 
@@ -27,8 +39,10 @@ class Settings:
     """What a recipe is run with.
 
     options: what is built, and for what; its `log_dir` is where tuning logs are kept if `keep_logs`, else a temporary
-    directory is taken. data_dir: where MNIST is; None for scikit-learn's digits. epochs, trials, limit: passes over
-    the training images, candidates of a search, test images; None for the recipe's own. time_budget_s: of one search.
+    directory is taken. data_dir: where the data sets are; None: conv-vs-gemm takes scikit-learn's digits.
+    epochs, trials, limit: passes over the training images, candidates of a search, test images; None for the recipe's
+    own. time_budget_s: of one search.
+    work_dir: where trained networks are kept and gone on from; None: nowhere.
     command: what the results are recorded to have been made with.
     """
 
@@ -45,3 +59,4 @@ class Settings:
     markdown: bool = False
     json: Path | None = None
     command: str | None = None
+    work_dir: Path | None = None

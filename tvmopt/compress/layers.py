@@ -28,7 +28,7 @@ def layers_with_weights(module: nn.Module) -> dict[str, Any]:
 def chosen_layers(
     module: nn.Module, method: Method, only: Sequence[str] = (), skip: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Name -> the layers that `method` prunes: those that fit it, or exactly those named in `only`, but those in `skip`.
+    """Name -> the layers that `method` prunes: those that fit it, or those named in `only`, but not those in `skip`.
 
     By default the last layer is spared by what removes outputs, and stems by blocks and patterns.
     Errors: `UsageError` for names that are no layers, `ModelError` for a named layer that can't be pruned so, and
@@ -44,7 +44,7 @@ def chosen_layers(
     last = next(reversed(found), None)
     if only:
         for name in only:
-            why = objection(method, name, everything[name])
+            why = objection(method, everything[name])
             if why is None and name not in found:
                 why = "it is part of an attention layer, which reads the weights by itself"
             if why is not None:
@@ -54,14 +54,14 @@ def chosen_layers(
         chosen = {
             name: layer
             for name, layer in found.items()
-            if objection(method, name, layer) is None
+            if objection(method, layer) is None
             and not is_stem(method, layer)
             and not (method.spares_the_last and name == last)
         }
     chosen = {name: layer for name, layer in chosen.items() if name not in skip}
     if not chosen:
-        why = next((f"{name}: {objection(method, name, layer)}" for name, layer in found.items()
-                    if objection(method, name, layer)), "all are left out")  # fmt: skip
+        why = next((f"{name}: {objection(method, layer)}" for name, layer in found.items()
+                    if objection(method, layer)), "all are left out")  # fmt: skip
         raise ModelError(f"no layer of the model can be pruned by {method.name} ({why})")
     return chosen
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import UsageError
 
@@ -92,7 +92,7 @@ def check_sparsity(method: Method, sparsity: float | None) -> float:
     return sparsity
 
 
-def objection(method: Method, name: str, layer: nn.Module) -> str | None:
+def objection(method: Method, layer: nn.Module) -> str | None:
     """Why `method` can't prune `layer`, in half a sentence; None where it can."""
     from torch import nn
 
@@ -120,6 +120,6 @@ def objection(method: Method, name: str, layer: nn.Module) -> str | None:
     return None
 
 
-def is_stem(method: Method, layer: nn.Module) -> bool:
+def is_stem(method: Method, layer: Any) -> bool:
     """Whether a layer that could be pruned is better left alone unless it is named: a block or pattern on pixels."""
-    return method.kind in ("block", "pattern") and int(layer.weight.shape[1]) < _STEM_INPUTS  # type: ignore[union-attr,operator,index]
+    return method.kind in ("block", "pattern") and int(layer.weight.shape[1]) < _STEM_INPUTS

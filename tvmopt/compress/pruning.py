@@ -50,8 +50,8 @@ def prune(
     """Prunes `module` in place; returns the epochs of its fine-tuning. It ends plain: zeros in its weights, no masks.
 
     sparsity: in [0, 1), of every layer or layer -> its own; None for an N:M pattern. only, skip: names of layers.
-    after_pruning: called with the network fully pruned and not yet fine-tuned, where the schedule has that. With a validation set
-    the epoch it likes best is kept; while the sparsity grows, epochs are not comparable, so the last is taken.
+    after_pruning: called with the network fully pruned and not yet fine-tuned, where the schedule has that. With a
+    validation set the epoch it likes best is kept, of those that trained at the full sparsity.
     Errors: `UsageError`, `ModelError` (methods.py, layers.py, structural.py say of what).
     """
     method = method_of(method_name)
@@ -89,9 +89,10 @@ def _finetune(
         if chosen and (step or how.schedule.grows):
             masked.prune(chosen)
 
-    grows = masked is not None and how.schedule.grows
+    settled = how.schedule.settled if masked is not None else 0.0
+    best_from = min(int(settled * how.epochs) + 1, how.epochs) if how.validation is not None else None
     return train(
         module, how.training, epochs=how.epochs, lr=how.lr, seed=how.seed, batch=how.batch, validation=how.validation,
         augment=how.augment, progress=how.progress, before_step=set_masks if masked is not None else None,
-        keep_best=how.validation is not None and not grows, checkpoint=how.checkpoint, bfloat16=how.bfloat16,
+        best_from=best_from, checkpoint=how.checkpoint, bfloat16=how.bfloat16,
     )  # fmt: skip

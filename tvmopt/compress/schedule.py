@@ -36,6 +36,11 @@ class Schedule:
         """Whether the sparsity grows while training, so that early epochs have another one than late ones."""
         return self.kind in ("polynomial", "iterative")
 
+    @property
+    def settled(self) -> float:
+        """The share of all steps after which the sparsity is the final one."""
+        return {"polynomial": self.end, "iterative": (self.rounds - 1) / self.rounds}.get(self.kind, 0.0)
+
     def sparsity(self, final: float, step: int, steps: int) -> float | None:
         """The sparsity to choose masks for before `step` of `steps`; None: the masks stay as they are."""
         if self.kind == "one-shot":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,7 @@ def _share_at(line: Mapping[float, float], loss: float) -> float:
     """The largest sparsity before which the score has not fallen by more than `loss`."""
     points = sorted(line.items())
     whole = points[0][1]
-    for (share, score), (after, fallen) in zip(points, points[1:], strict=False):
+    for (share, score), (after, fallen) in itertools.pairwise(points):
         if whole - fallen > loss:
             drop = score - fallen
             part = (loss - (whole - score)) / drop if drop > 0 else 0.0

@@ -35,7 +35,8 @@ def remove(
     The smallest by the method's norm go, summed over all layers that have to lose the same one. The last layer's
     outputs stay, and those of `skip`; with `only`, those of all others.
     Errors: `UsageError` for names that are no layers, `ModelError` where the network cannot be followed or does not
-    run any more (shapes written as numbers in its forward, channels padded by hand).
+    run any more: shapes written as numbers in its forward, channels padded by hand, a concatenation flattened into a
+    linear layer (whose columns Torch-Pruning 1.6 counts wrongly).
     """
     import torch
 
@@ -87,4 +88,6 @@ def _need_batch_norms(module: nn.Module, names: Sequence[str], inputs: Sequence[
     from torch import nn
 
     layers = layers_with_weights(module)
-    batch_norm_scales(module, [name for name in names if not isinstance(layers[name], nn.Linear)], inputs)
+    # A depthwise layer's filters go with those of the layer before it.
+    own = [name for name in names if not isinstance(layers[name], nn.Linear) and layers[name].weight.shape[1] > 1]
+    batch_norm_scales(module, own, inputs)

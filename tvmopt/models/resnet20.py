@@ -1,4 +1,4 @@
-"""The built-in `resnet20`: the CIFAR-10 residual network of He et al. (2015), section 4.2, as its public weights have it.
+"""The built-in `resnet20`: the residual network for CIFAR-10 of He et al. (2015), section 4.2.
 
 Names and shapes are those of github.com/akamaster/pytorch_resnet_cifar10, whose pretrained ResNet-20 loads by
 `--weights resnet20-12fca82f.th`. That network was trained on pixels normalised as ImageNet's are, which is how image
@@ -27,6 +27,7 @@ class _Block(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.stride, self.widening = stride, outputs - inputs
+        self.projection: nn.Conv2d | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
@@ -34,6 +35,8 @@ class _Block(nn.Module):
         return torch.relu(y + self._shortcut(x))
 
     def _shortcut(self, x: Tensor) -> Tensor:
+        if self.projection is not None:
+            return self.projection(x)
         # Option A of the paper: every second pixel, and channels of zeros on both sides; no parameters.
         if not self.widening:
             return x
@@ -62,6 +65,23 @@ class ResNet20(nn.Module):
         x = torch.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def project_shortcuts(network: ResNet20) -> ResNet20:
+    """Replaces, in place, the shortcuts that pad with zero channels by 1x1 convolutions that do the same.
+
+    Adds 2,560 parameters. Which channel goes where is then in weights that can be cut, and no longer in a number.
+    """
+    for block in network.modules():
+        if isinstance(block, _Block) and block.widening:
+            inputs, outputs = block.conv1.in_channels, block.conv1.out_channels
+            projection = nn.Conv2d(inputs, outputs, 1, stride=block.stride, bias=False)
+            with torch.no_grad():
+                projection.weight.zero_()
+                half = block.widening // 2
+                projection.weight[half : half + inputs, :, 0, 0] = torch.eye(inputs)
+            block.projection = projection
+    return network
 
 
 def resnet20() -> ResNet20:

@@ -19,22 +19,24 @@ if TYPE_CHECKING:
 
 @dataclass
 class State:
-    """A training after its last whole epoch; `best` is the state dict of the epoch that validated best so far."""
+    """A training after its last whole epoch; `best` is the state dict of the epoch that validated best so far,
+    from epoch `best_from` on (None: none is kept)."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     generator: torch.Generator
-    keep_best: bool
+    best_from: int | None
     history: list[Epoch] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
     settings: str = ""
 
     def ended(self, epoch: Epoch) -> None:
         """Takes note of an epoch, and of the module where it is the best."""
-        before = [one.validation or 0.0 for one in self.history]
+        score = epoch.validation or 0.0
+        before = [one.validation or 0.0 for one in self.history if one.number >= (self.best_from or 1)]
         self.history.append(epoch)
-        if self.keep_best and (epoch.validation or 0.0) > max(before, default=-1.0):
+        if self.best_from is not None and epoch.number >= self.best_from and score > max(before, default=-1.0):
             self.best = {name: value.clone() for name, value in self.module.state_dict().items()}
 
     def restore_best(self) -> None:
@@ -78,7 +80,7 @@ class State:
         try:
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             if content["settings"] != settings:
-                raise DataError(f"checkpoint {path} is of {content['settings']}, not {settings}: remove it to start anew")
+                raise DataError(f"checkpoint {path} is of {content['settings']}, not {settings}: remove it")
             self.module.load_state_dict(content["module"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.schedule.load_state_dict(content["schedule"])

@@ -53,7 +53,7 @@ def train(
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     progress: Callable[[Epoch], None] | None = None,
     before_step: Callable[[int, int], None] | None = None,
-    keep_best: bool = False,
+    best_from: int | None = None,
     checkpoint: Path | None = None,
     bfloat16: bool = False,
 ) -> list[Epoch]:
@@ -62,11 +62,12 @@ def train(
     `seed` fixes the order of the images and what `augment(images, generator)` draws (the module's own start is the
     caller's); the global generator, which dropout draws from, is seeded for the time of training and put back.
     `before_step(step, steps)` is called before each step, steps counted from 0: pruning sets its masks there.
-    With `keep_best` the module ends as it was after the epoch that `validation` likes best (the first of equals).
+    `best_from`, an epoch: the module ends as it was after the epoch that `validation` likes best (the first of
+    equals), of this and later ones; None: as it was after the last.
     With `checkpoint`, a file, training that was interrupted goes on after its last whole epoch.
     `bfloat16`: products and convolutions in bfloat16, weights and sums in float32 (mixed precision).
     Returns one `Epoch` per epoch; `progress` is called with each as it ends.
-    Errors: `UsageError` for counts below 1, a learning rate that is not positive or `keep_best` without a validation
+    Errors: `UsageError` for counts below 1, a learning rate that is not positive or `best_from` without a validation
     set, `DataError` for an empty data set, a loss that is not finite or a checkpoint of other training.
     """
     import torch
@@ -76,7 +77,7 @@ def train(
 
     if epochs < 1 or batch < 1 or lr <= 0:
         raise UsageError(f"epochs ({epochs}), batch ({batch}) and learning rate ({lr}) must all be positive")
-    if keep_best and validation is None:
+    if best_from is not None and validation is None:
         raise UsageError("the best epoch is chosen on held-back images: give a validation set")
     count, device = len(dataset), _device(module)
     if count == 0:
@@ -90,7 +91,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        state = State(module, optimizer, schedule, generator, keep_best)
+        state = State(module, optimizer, schedule, generator, best_from)
         if checkpoint is not None:
             state.resume(checkpoint, f"{epochs} epochs of {count} images in {batch}s, lr {lr}, seed {seed}")
         for number in range(len(state.history) + 1, epochs + 1):
@@ -122,7 +123,7 @@ def train(
                 state.save(checkpoint)
             if progress is not None:
                 progress(epoch)
-    if keep_best:
+    if best_from is not None:
         state.restore_best()
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     module.eval()

@@ -1,0 +1,234 @@
+"""The public ResNet-20 on CIFAR-10, fine-tuned three ways from the same weights: dense, block-sparse, half its filters.
+
+All three see the same images for as many epochs, and of each the epoch is kept that does best on 5,000 training images
+held back; the test images are only measured on. The block-sparse one has 80% zeros over all layers that are pruned, in
+blocks of 16 outputs x 1 input, equally many in every 16 outputs of a layer, and each layer as many as a scan of its
+sensitivity allows. The last has half of all filters cut out, residual paths included. Each is then built and timed.
+
+The images are CIFAR-10's as JPEG, so accuracies are a little below those on the lossless originals.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmopt.errors import DataError
+
+from .. import statistics, table
+from ..cases import Case
+from ..measure import Data, measure
+from ..results import counted
+from ..turns import Settings as Turns
+from . import Settings
+from .common import Cells, document, mixes_precision, say, show, work_directory
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tvmopt.data import Dataset
+    from tvmopt.options import BuildOptions
+
+WEIGHTS = "cifar10-resnet/resnet20-12fca82f.th"
+# The first that is there: the unpacked folder, or the archive as it is published.
+IMAGES = ("cifar10-jpeg", "cifar10-jpeg.tar.xz")
+SPARSITY, FILTERS = 0.8, 0.5
+# Name -> the method; None is fine-tuned only.
+NETWORKS: dict[str, str | None] = {"dense": None, "block 80%": "block-16x1", "half the filters": "structural-l2"}
+_HELD_BACK, _SCANNED, _SCAN_AT = 5000, 1000, (0.5, 0.7, 0.8, 0.9)
+_LR = 3e-3
+_SHAPE = (3, 32, 32)
+_VARIANTS = ("manual", "auto")
+
+Row = dict[str, Any]
+
+
+def run(settings: Settings) -> int:
+    """Fine-tunes the three networks, measures them, prints the table; 1 where a build failed.
+
+    Raises:
+        DataError: the weights or the images are not under `settings.data_dir`.
+    """
+    from tvmopt.data import data_directory
+    from tvmopt.machine import configure_threads
+
+    root = data_directory(settings.data_dir)
+    images = next((name for name in IMAGES if (root / name).exists()), None)
+    if images is None or not (root / WEIGHTS).is_file():
+        raise DataError(f"cifar-resnet20 needs {WEIGHTS} and {IMAGES[1]} under {root} (--data-dir says another)")
+    machine = settings.options.machine()
+    configure_threads(machine.cores)
+    epochs = settings.epochs or (1 if settings.quick else 10)
+    with work_directory(settings) as folder:
+        made = {name: folder / f"{name.replace(' ', '-').replace('%', '')}.pt2" for name in NETWORKS}
+        _finetune(settings, root, images, folder, made, epochs)
+        options = dataclasses.replace(
+            settings.options, threads=machine.cores,
+            log_dir=settings.options.log_dir if settings.keep_logs else folder / "tuning_logs",
+        )  # fmt: skip
+        rows, facts = [], {}
+        for name, path in made.items():
+            measured = _measure(path, options, settings, images)
+            for row in measured:
+                row["model"] = f"resnet20, {name}"
+            rows += measured
+            facts[name] = _facts(path)
+    recipe = {
+        "name": "cifar-resnet20", "dataset": images, "epochs": epochs, "quick": settings.quick,
+        "sparsity": SPARSITY, "filters_removed": FILTERS, "networks": facts,
+    }  # fmt: skip
+    document(settings, machine, recipe, rows)
+    return _show(rows, facts, epochs, settings.markdown)
+
+
+def _finetune(
+    settings: Settings, root: Path, images: str, folder: Path, made: Mapping[str, Path], epochs: int
+) -> None:
+    """Writes each network as a .pt2 that is not there yet."""
+    if all(path.is_file() for path in made.values()):
+        return
+    from tvmopt.compress import saved
+    from tvmopt.data import load_dataset
+    from tvmopt.model import load_model
+    from tvmopt.models.resnet20 import ResNet20, project_shortcuts
+    from tvmopt.training.loop import evaluate
+    from tvmopt.training.split import hold_back
+
+    public = load_model("resnet20", weights=str(root / WEIGHTS))
+    whole = load_dataset(images, root, "train", 2000 if settings.quick else None, _SHAPE)
+    training, held_back = hold_back(whole, len(whole) // 10 if settings.quick else _HELD_BACK)
+    test = load_dataset(images, root, "test", 500 if settings.quick else settings.limit, _SHAPE)
+    before = {"before": evaluate(public.module, test)}
+    say(f"public weights: top-1 {before['before']:.2%} of {len(test)} test images")
+    params = sum(parameter.numel() for parameter in public.module.parameters())
+    for name, method in NETWORKS.items():
+        if made[name].is_file():
+            continue
+        module = copy.deepcopy(public.module)
+        shares: float | Mapping[str, float] = FILTERS
+        if method == "block-16x1":
+            known = Cells(folder / "sensitivity.json")
+            by_layer = known.get("shares", lambda: _allocate(public.module, public.example_inputs, held_back))
+            say("sparsity by layer: " + ", ".join(f"{layer} {share:.0%}" for layer, share in by_layer.items()))
+            shares = by_layer
+        if method == "structural-l2":
+            assert isinstance(module, ResNet20)
+            project_shortcuts(module)
+        say(f"{name}:")
+        best = _train(module, method, shares, public.example_inputs, training, held_back,
+                      folder / f"{made[name].stem}.ckpt", epochs)  # fmt: skip
+        asked = {None: 0.0, "block-16x1": SPARSITY}.get(method, FILTERS)
+        scores = {**before, "held back": best, "after": evaluate(module, test)}
+        say(f"{name}: top-1 {scores['after']:.2%} of {len(test)} test images")
+        record = saved.record_of(module, method or "dense", asked, scores, params)
+        saved.save(module, public.example_inputs, made[name], record)
+
+
+def _allocate(module: nn.Module, inputs: Any, held_back: Dataset) -> dict[str, float]:
+    """Layer -> its block sparsity, by a scan on some of the held-back images."""
+    from tvmopt.compress import sensitivity
+    from tvmopt.compress.methods import method_of
+    from tvmopt.compress.size import layer_sizes
+    from tvmopt.training.loop import evaluate
+    from tvmopt.training.split import hold_back
+
+    say("scanning the sensitivity of each layer")
+    some = hold_back(held_back, min(_SCANNED, len(held_back) // 2))[1]
+    found = sensitivity.scan(
+        module, method_of("block-16x1"), inputs, lambda tried: evaluate(tried, some), sparsities=_SCAN_AT
+    )  # fmt: skip
+    return sensitivity.allocate(found, {layer.name: layer.params for layer in layer_sizes(module)}, SPARSITY)
+
+
+def _train(
+    module: nn.Module, method: str | None, shares: float | Mapping[str, float], inputs: Any, training: Dataset,
+    held_back: Dataset, checkpoint: Path, epochs: int,
+) -> float:  # fmt: skip
+    """Fine-tunes in place, resuming from `checkpoint`; returns top-1 on the held-back images at the epoch kept."""
+    from tvmopt.compress.pruning import Finetuning, prune
+    from tvmopt.compress.schedule import Schedule
+    from tvmopt.training.augment import crop_and_flip
+    from tvmopt.training.loop import Epoch, evaluate, train
+
+    def progress(epoch: Epoch) -> None:
+        say(
+            f"epoch {epoch.number} of {epochs}: loss {epoch.loss:.4f}, top-1 {epoch.accuracy:.2%} in training, "
+            f"{epoch.validation or 0:.2%} held back"
+        )
+
+    common: dict[str, Any] = {
+        "epochs": epochs, "lr": _LR, "batch": 128, "validation": held_back, "augment": crop_and_flip,
+        "checkpoint": checkpoint, "bfloat16": mixes_precision(), "progress": progress,
+    }  # fmt: skip
+    if method is None:
+        train(module, training, best_from=1, **common)
+    else:
+        schedule = Schedule("polynomial" if method.startswith("block") else "one-shot")
+        prune(module, method, shares, inputs, finetuning=Finetuning(training, schedule=schedule, **common))
+    return evaluate(module, held_back)
+
+
+def _measure(path: Path, options: BuildOptions, settings: Settings, images: str) -> list[Row]:
+    """The rows of manual and auto of one network, auto searched first where a search was asked for."""
+    variants = _VARIANTS if settings.trials else _VARIANTS[:1]
+    if settings.trials:
+        from tvmopt.tune import tune
+
+        say(f"searching schedules for {path.stem}")
+        tune(str(path), trials=settings.trials, time_budget=settings.time_budget_s, options=options)
+    turns = Turns(samples=settings.samples, time_limit_s=settings.time_limit_s)
+    if settings.quick:
+        turns = Turns(samples=6, time_limit_s=1.0)
+    report: Callable[[str, str], None] = lambda name, text: None  # noqa: E731
+    data = Data(images, False, settings.data_dir, 500 if settings.quick else settings.limit)
+    return measure([Case(str(path), variant, options) for variant in variants], turns, data, report)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What the program at `path` says of itself."""
+    from tvmopt.compress import saved
+    from tvmopt.model import load_model
+
+    record = saved.read(load_model(str(path)).extra)
+    assert record is not None
+    return {
+        "method": record.method, "sparsity": record.sparsity, "overall_sparsity": record.overall,
+        "top1": record.accuracy, "layers": record.layers, "dense_params": record.dense_params,
+    }  # fmt: skip
+
+
+def _show(rows: list[Row], facts: Mapping[str, Any], epochs: int, markdown: bool) -> int:
+    dense = {row["variant"]: row for row in rows if row["model"].endswith("dense")}
+    lines = [["", "variant", "top-1", "held back", "zeros", "parameters", "bytes, sparse", "median ms", "dense is"]]
+    for row in rows:
+        name = row["model"].removeprefix("resnet20, ")
+        timed = row["latency_ms"] is not None and dense[row["variant"]]["latency_ms"] is not None
+        top1 = f"{row['accuracy']['top1']:.2%}" if row["accuracy"] else "failed"
+        speed = f"{_ratio(dense[row['variant']], row):.2f}x" if timed else "failed"
+        lines.append(
+            [name, row["variant"], top1, f"{facts[name]['top1']['held back']:.2%}",
+             f"{facts[name]['overall_sparsity']:.1%}", f"{row['params']:,}", f"{row['size_compressed_bytes']:,}",
+             table.milliseconds(row["latency_ms"]["median"]) if timed else "failed", speed]
+        )  # fmt: skip
+    print(f"ResNet-20 on CIFAR-10 as JPEG, {epochs} epochs of fine-tuning each, batch 1")
+    show(lines, markdown)
+    print()
+    for row in rows:
+        if row["error"] is not None:
+            print(f"{row['model']}, {row['variant']} failed: {row['error']}")
+    first = next(iter(dense.values()))
+    for name in list(NETWORKS)[1:]:
+        row = next(row for row in rows if row["model"].endswith(name))
+        if row["accuracy"] and first["accuracy"]:
+            less = (first["accuracy"]["top1"] - row["accuracy"]["top1"]) * 100
+            print(f"{name}: {less:.2f} points below dense after the same fine-tuning")
+    return 1 if any(row["error"] is not None for row in rows) else 0
+
+
+def _ratio(dense: Row, row: Row) -> float:
+    """How many times as long the dense network takes."""
+    (before, rounds), (after, others) = counted(dense, row)
+    return statistics.ratio(before, rounds, after, others).value

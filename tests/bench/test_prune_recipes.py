@@ -1,0 +1,78 @@
+"""The pruning recipes: knees by hand, what is worse than published, and a quick run on images made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import results
+from bench.recipes import Settings, cifar_resnet20, mnist_prune, mnist_units
+from bench.recipes.common import Cells
+from bench.recipes.knee import flat_to, knee
+from tests.test_data import write_idx
+from tvmopt.errors import DataError
+from tvmopt.options import BuildOptions
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+def test_the_knee_is_where_the_curve_bends_most() -> None:
+    scores = [0.98, 0.98, 0.975, 0.96, 0.4, 0.1]
+    assert flat_to(SHARES, scores) == 0.5 and flat_to(SHARES, scores, 0.03) == 0.75
+    assert knee(SHARES, scores) == 0.75
+    assert knee(SHARES, [0.98, 0.98, 0.4, 0.3, 0.2, 0.1]) == 0.25
+    # A curve that does not fall has its knee at the end.
+    assert knee(SHARES, [0.9] * 6) == flat_to(SHARES, [0.9] * 6) == 1.0
+
+
+def _cell(*top1: float) -> mnist_prune.Cell:
+    return {"top1": list(top1), "bytes": 4000, "compressed_bytes": 1000, "zipped_bytes": 900}
+
+
+def test_a_figure_below_the_published_one_is_told() -> None:
+    good, bad = {("unstructured", 0.9): _cell(0.1, 0.99, 0.99)}, {("filter", 0.5): _cell(0.99, 0.99, 0.98)}
+    assert mnist_prune.worse(good) == []
+    assert mnist_prune.worse({**good, **bad}) == ["filter 50% epoch 2: 98.00 against 98.84"]
+    # What the source does not have is not compared.
+    assert mnist_prune.worse({("filter", 0.95): _cell(0.1, 0.1, 0.1)}) == []
+    line = mnist_prune.table(good, 4000)[1]
+    assert line[:3] == ["unstructured 90%", "10.00% (18.01)", "99.00% (98.13)"] and line[5] == "4.0x"
+
+
+def test_a_cell_is_computed_once(tmp_path: Path) -> None:
+    calls: list[int] = []
+    for _ in range(2):
+        assert Cells(tmp_path / "c.json").get("a", lambda: calls.append(1) or 7) == 7
+    assert calls == [1]
+    (tmp_path / "c.json").write_text("{")
+    with pytest.raises(DataError, match="remove it"):
+        Cells(tmp_path / "c.json")
+
+
+def test_quick_runs_on_made_up_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_idx(tmp_path, count=60)
+    out = tmp_path / "out.json"
+    settings = Settings(BuildOptions(), True, str(tmp_path), json=out, work_dir=tmp_path / "work")
+    assert mnist_prune.run(settings) == 0
+    found = results.read(out)["environment"]["recipe"]
+    assert found["dense"]["params"] == 1199882
+    cells = {(cell["method"], cell["sparsity"]): cell for cell in found["cells"]}
+    assert list(cells) == [("unstructured", 0.5), ("unstructured", 0.9), ("filter", 0.5), ("filter", 0.9)]
+    assert cells["unstructured", 0.9]["nonzero_params"] < 0.11 * 1199882
+    # Half of both layers' filters, and half of what the dense layer reads.
+    assert cells["filter", 0.5]["params"] == 16 * 10 + 32 * (16 * 9 + 1) + 128 * (32 * 144 + 1) + 1290
+    capsys.readouterr()
+    mnist_prune.run(settings)
+    assert "epoch 2" not in capsys.readouterr().err, "the second run has all from the first"
+
+    assert mnist_units.run(settings) == 0
+    found = results.read(out)["environment"]["recipe"]
+    assert len(found["top1"]["units"]) == 13 and set(found["knee"]) == {"weights", "units"}
+    assert out.with_suffix(".png").stat().st_size > 5000
+
+
+def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
+    for recipe, message in ((mnist_prune, "MNIST/raw"), (mnist_units, "MNIST/raw"), (cifar_resnet20, "resnet20-12fca")):
+        with pytest.raises(DataError, match=message):
+            recipe.run(Settings(BuildOptions(), True, str(tmp_path)))

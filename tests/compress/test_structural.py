@@ -1,0 +1,119 @@
+"""Filters cut out through residuals, concatenations, groups, depthwise layers, and a flatten into a linear layer."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tvmopt.compress.pruning import prune
+from tvmopt.errors import ModelError, UsageError
+from tvmopt.models.resnet20 import project_shortcuts, resnet20
+
+IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Everything(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.residual = nn.Conv2d(16, 16, 3, padding=1)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.grouped = nn.Conv2d(16, 32, 1, groups=4)
+        self.left = nn.Conv2d(32, 8, 1)
+        self.right = nn.Conv2d(32, 24, 3, padding=1)
+        self.mix = nn.Conv2d(32, 12, 1)
+        self.hidden = nn.Linear(12 * 16, 40)
+        self.head = nn.Linear(40, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.relu(x + self.residual(x))
+        x = self.grouped(torch.relu(self.depthwise(x)))
+        x = self.mix(nn.functional.max_pool2d(torch.cat([self.left(x), self.right(x)], 1), 2))
+        return self.head(torch.relu(self.hidden(x.flatten(1))))
+
+
+class ByNumber(nn.Module):
+    """Its forward has the number of channels written in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.head = nn.Linear(16 * 64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).view(2, 16 * 64))
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_everything_behind_a_filter_follows(norm: str) -> None:
+    torch.manual_seed(0)
+    net = Everything()
+    prune(net, f"structural-{norm}", 0.5, [IMAGE])
+    assert net(IMAGE).shape == (2, 10)
+    assert net.stem.weight.shape[0] == net.norm.num_features == net.residual.weight.shape[0] == 8
+    assert net.depthwise.groups == net.depthwise.weight.shape[0] == 8
+    assert net.grouped.weight.shape[:2] == (16, 2)
+    assert (net.left.weight.shape[0], net.right.weight.shape[0]) == (4, 12)
+    assert net.mix.weight.shape[:2] == (6, 16)
+    assert net.hidden.weight.shape == (20, 6 * 16) and net.head.weight.shape == (10, 20)
+
+
+def test_removing_zero_filters_changes_nothing() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
+    ).eval()
+    gone = [1, 4, 5, 9, 10, 12, 13, 15]
+    with torch.no_grad():
+        net[0].weight[gone] = 0
+        net[0].bias[gone] = 0
+    small = copy.deepcopy(net)
+    prune(small, "structural-l2", 0.5, [IMAGE], only=["0"])
+    assert small[0].weight.shape[0] == 8 and small[2].weight.shape == (8, 8, 3, 3)
+    torch.testing.assert_close(small(IMAGE), net(IMAGE))
+
+
+def test_skipped_layers_keep_their_filters() -> None:
+    net = Everything()
+    prune(net, "structural-l2", 0.5, [IMAGE], skip=["hidden", "left"])
+    assert net.hidden.weight.shape[0] == 40 and net.left.weight.shape[0] == 8 and net.right.weight.shape[0] == 12
+
+
+def test_resnet20_loses_half_of_every_layer() -> None:
+    torch.manual_seed(0)
+    net, image = resnet20().eval(), torch.randn(1, 3, 32, 32)
+    wanted = net(image)
+    project_shortcuts(net)
+    torch.testing.assert_close(net(image), wanted)
+    prune(net, "structural", 0.5, [image])
+    assert sum(p.numel() for p in net.parameters()) == 68690 and net(image).shape == (1, 10)
+
+
+class FlatParts(nn.Module):
+    """A concatenation that is flattened into a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 24, 1)
+        self.head = nn.Linear(32 * 64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.left(x), self.right(x)], 1).flatten(1))
+
+
+def test_what_cannot_be_cut_is_one_line() -> None:
+    with pytest.raises(ModelError, match="does not run"):
+        prune(FlatParts(), "structural", 0.5, [IMAGE])
+    with pytest.raises(ModelError, match=r"does not run|cannot be followed"):
+        prune(ByNumber(), "structural", 0.5, [IMAGE])
+    with pytest.raises(ModelError, match="its outputs are the network's"):
+        prune(Everything(), "structural", 0.5, [IMAGE], only=["head"])
+    with pytest.raises(UsageError, match="no layer 'nope'"):
+        prune(Everything(), "structural", 0.5, [IMAGE], skip=["nope"])
+    with pytest.raises(ModelError, match="no batch norm takes its output"):
+        prune(Everything(), "structural-bn", 0.5, [IMAGE])

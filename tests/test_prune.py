@@ -1,0 +1,99 @@
+"""`python -m tvmopt.prune` as a user runs it, and what the bench says of its file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.cases import Case
+from bench.worker import Session
+from tvmopt.errors import ModelError, TvmoptError
+from tvmopt.model import load_model
+from tvmopt.options import BuildOptions
+from tvmopt.prune import Settings, main, prune_model, summary
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_a_pruned_model_from_the_command_line_to_the_bench(tmp_path: Path) -> None:
+    path = tmp_path / "pruned.pt2"
+    done = subprocess.run(
+        [sys.executable, "-m", "tvmopt.prune", "--method", "block", "--sparsity", "0.5", "--finetune-epochs", "2",
+         "--limit", "300", "-o", str(path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for text in ("epoch 2 of 2", "conv3.0", "50.0%", "all parameters", "before", "not yet fine-tuned", "zipped"):
+        assert text in done.stdout
+    assert done.stderr.startswith(f"{path}: digits_cnn by block-16x1")
+    # What every row of the bench has from it.
+    facts = Session().handle({
+        "do": "reference", "case": Case(str(path), "reference", BuildOptions(threads=1)).to_json(),
+        "path": str(tmp_path / "reference.pt"), "dataset": None, "default_dataset": True, "data_dir": None, "limit": 1,
+    })  # fmt: skip
+    assert (facts["sparsity"], facts["method"]) == (0.5, "block-16x1")
+    assert facts["nonzero_params"] < 0.6 * facts["params"] and facts["size_compressed_bytes"] < facts["size_bytes"]
+
+
+def test_a_scan_alone_and_by_sensitivity(capsys: pytest.CaptureFixture[str]) -> None:
+    model = load_model("digits_cnn")
+    settings = Settings("filter-l2", only=("conv2.0", "conv3.0"), limit=200, sensitivity=True)
+    assert prune_model(model, settings) is None
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["top-1", "conv2.0", "conv3.0"]
+    pruned = prune_model(model, Settings("unstructured", 0.8, limit=300, sensitivity=True))
+    assert pruned is not None
+    zeros = {layer.name: layer.sparsity for layer in pruned.layers}
+    total = sum(layer.sparsity * layer.params for layer in pruned.layers) / sum(layer.params for layer in pruned.layers)
+    assert total == pytest.approx(0.8, abs=0.005) and zeros["conv3.0"] > zeros["conv1.0"]
+    assert load_model("digits_cnn").module.state_dict().keys() == pruned.module.state_dict().keys()
+
+
+def test_what_is_cut_out_is_said() -> None:
+    pruned = prune_model(load_model("digits_cnn"), Settings("structural-l2", 0.5, dataset="digits"))
+    assert pruned is not None
+    assert "parameters: 38,474 -> 9,898 (74.3% removed)" in summary(pruned)
+    # The model that was given is left as it was.
+    assert pruned.before.params == 38474
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "block", "--sparsity", "1"], "must be at least 0 and less than 1"),
+        (["--method", "block", "--sparsity", "-0.5"], "must be at least 0 and less than 1"),
+        (["--method", "block"], "needs a --sparsity"),
+        (["--method", "2:4", "--sparsity", "0.9"], "always 0.5"),
+        (["--method", "blockk", "--sparsity", "0.9"], "did you mean block"),
+        (["--method", "block", "--sparsity", "0.9", "--layers", "head"], "10 outputs are not a multiple of 16"),
+        (["--method", "2:4", "--layers", "stem.0"], "1 inputs (of a group) are not a multiple of 4"),
+        (["--method", "block", "--sparsity", "0.9", "--layers", "hiden"], "did you mean hidden"),
+        (["--method", "unit", "--sparsity", "0.9", "--layers", "conv1.0"], "take filter-l2"),
+        (["--method", "block", "--sparsity", "0.5", "--schedule", "polynomial"], "give --finetune-epochs"),
+        (["resnet20", "--method", "block", "--sparsity", "0.5", "--finetune-epochs", "1"], "give --dataset"),
+        (["resnet20", "--method", "2:4", "--weights", "digits"], "weights digits"),
+        (["--method", "block", "--sparsity", "0.5", "--dataset", "nope"], "unknown data set"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(TvmoptError) as caught:
+        main([*arguments, "-o", str(tmp_path / "x.pt2")])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "x.pt2").exists()
+
+
+def test_a_checkpoint_that_does_not_fit_and_a_program_are_refused(tmp_path: Path) -> None:
+    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(ModelError, match="of another model"):
+        main(["digits_cnn", "--method", "2:4", "--weights", str(tmp_path / "other.pt"), "-o", str(tmp_path / "x.pt2")])
+    main(["digits_cnn", "--method", "2:4", "--limit", "50", "-o", str(tmp_path / "x.pt2")])
+    with pytest.raises(ModelError, match="prune the model it was exported from"):
+        main([str(tmp_path / "x.pt2"), "--method", "2:4", "-o", str(tmp_path / "y.pt2")])
+    for output, message in (("x.so", "ends in .pt2"), ("no/x.pt2", "no directory")):
+        with pytest.raises(TvmoptError, match=message):
+            main(["--method", "2:4", "-o", str(tmp_path / output)])
+    with pytest.raises(TvmoptError, match="give -o"):
+        main(["--method", "2:4"])
