@@ -74,7 +74,7 @@ def regroup(sch: Schedule, block: Any, sizes: Sequence[int]) -> bool:
         while axis < len(own) and (math.prod(own[a] for a in group) < size or not group or own[axis] == 1):
             group.append(axis)
             axis += 1
-        if math.prod(own[a] for a in group) != size:
+        if not group or math.prod(own[a] for a in group) != size:
             return False
         groups.append(group)
     if axis != len(own):
