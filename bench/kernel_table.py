@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,43 @@ def heading(row: dict[str, Any]) -> str:
         f"{row['threads']} x {row['clock_ghz']:.2f} GHz x {row['lanes']} lanes x 2 x {units:.2f} units, "
         f"bandwidth for its bytes {row['bandwidth_bytes_per_s'] * 1e-9:.0f} GB/s"
     )
+
+
+# A kernel that reaches less of its roof than this is one to look at.
+_LOW = 0.6
+
+
+def line(row: dict[str, Any]) -> str:
+    """A contender of a long list in one line."""
+    rate = f"{row['gflops']:.1f} GFLOP/s" if row["flops"] else f"{row['bytes_per_s'] * 1e-9:.1f} GB/s"
+    time = milliseconds(row["latency_ms"]["median"]) + " ms" + (" !" if row["unstable"] else "")
+    share = f"{row['peak_fraction']:.0%} of the roof ({row['bound']})"
+    return f"{row['op'] + ' ' + row['shape']:<36} {_name(row):<9} {time:>13}  {rate:>15}  {share}"
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """For each variant, the median share of the roof over all kernels and by operator, and which reach little of it."""
+    lines = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        mine = [row for row in rows if row["variant"] == variant]
+        ops = dict.fromkeys(row["op"] for row in mine)
+        parts = [f"{op} {_median_share([row for row in mine if row['op'] == op])}" for op in ops]
+        low = sorted((row for row in mine if row["peak_fraction"] < _LOW), key=lambda row: float(row["peak_fraction"]))
+        text = f"{_name(mine[0])}: median share of the roof {_median_share(mine)}"
+        text += (f" ({'; '.join(parts)})" if len(parts) > 1 else "") + f"; {len(low)} under {_LOW:.0%}"
+        text += ": " + ", ".join(f"{row['op']} {row['shape']} {row['peak_fraction']:.0%}" for row in low) if low else ""
+        unstable = sum(row["unstable"] for row in mine)
+        lines.append(text + (f"; {unstable} of {len(mine)} marked unstable" if unstable else ""))
+    return lines
+
+
+def _name(row: dict[str, Any]) -> str:
+    return str(row["variant"].partition(":")[2] or row["variant"])
+
+
+def _median_share(rows: Sequence[dict[str, Any]]) -> str:
+    count = f"{len(rows)} kernel{'s' if len(rows) != 1 else ''}"
+    return f"{statistics.median(row['peak_fraction'] for row in rows):.0%} over {count}"
 
 
 def notes(rows: Sequence[dict[str, Any]]) -> list[str]:

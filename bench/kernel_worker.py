@@ -13,9 +13,10 @@ TVM's kernels share one process, because they share one thread pool; PyTorch has
 
 from __future__ import annotations
 
+import math
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Session:
         self._counts: dict[str, int] = {}
         self._sources: dict[str, dict[str, str]] = {}
         self._peak: Any = None
+        self._bandwidth: Any = None
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answers one request; what goes wrong becomes the answer."""
@@ -46,11 +48,15 @@ class Session:
 
     def do_prepare(
         self, op: str, shape: str, threads: int, contenders: list[str], log_dir: str, schedules_dir: str | None,
-        ladder: bool, strategies: dict[str, str], sparsities: list[float], method: str,
+        ladder: bool, strategies: dict[str, str], sparsities: Sequence[float] = (), method: str = "",
+        limit_s: float = math.inf,
     ) -> dict[str, Any]:  # fmt: skip
         """Builds the contenders, compares their outputs with PyTorch's, and says what there is to know of them."""
         from tvmopt.machine import configure_threads, detect
 
+        # Of the kernel before, in a list.
+        for known in (self._watches, self._verify, self._counts, self._sources):
+            known.clear()
         if contenders == ["torch"]:
             return self._prepare_torch(op, shape, threads)
         machine = detect(threads)
@@ -61,22 +67,24 @@ class Session:
         if sparsities:
             built = build(op, shape, sparsities, method, contenders, machine, Path(log_dir), schedules_dir)
         else:
-            built = build_all(layer(op, shape), contenders, machine, Path(log_dir), schedules_dir, ladder, strategies)
+            built = build_all(
+                layer(op, shape), contenders, machine, Path(log_dir), schedules_dir, ladder, strategies, limit_s
+            )
         from tvmopt.runtime.peak import Bandwidth, Peak
 
-        self._peak = Peak(machine)
+        self._peak = self._peak or Peak(machine)
+        self._bandwidth = self._bandwidth or Bandwidth(machine)
         for name, contender in built.contenders.items():
             self._sources[name] = contender.sources
             self._prepare(name, contender.watch, contender.verify)
-        bandwidth = Bandwidth(machine)
         sizes = {one.kernel.bytes for one in built.contenders.values() if one.kernel is not None}
         return {
             **built.facts(),
-            "bandwidths": {str(size): bandwidth(size) for size in sizes},
+            "bandwidths": {str(size): self._bandwidth(size) for size in sizes},
             "errors": {name: verify() for name, verify in self._verify.items()},
             "clock_ghz": self._peak.clock_ghz(),
             "lanes": machine.lanes,
-            "bandwidth": bandwidth(built.kernel.bytes),
+            "bandwidth": self._bandwidth(built.kernel.bytes),
         }
 
     def _prepare_torch(self, op: str, shape: str, threads: int) -> dict[str, Any]:
@@ -140,7 +148,8 @@ class Session:
         """One sample in seconds per call; interruptions: how often the system took a core from it."""
         before = self.do_references()["references"] if self._peak else None
         watch = self._watches[name]
-        watch(1)  # brings the kernel's data back into the caches, which others have used
+        if self._counts[name] > 1:
+            watch(1)  # brings the kernel's data back into the caches, which others have used
         switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
         seconds = watch(self._counts[name]) / self._counts[name]
         interruptions = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches

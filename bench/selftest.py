@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tvmopt.machine import Machine
 
-    from .kernels import Settings, Turns
+    from .kernel_measure import Settings, Turns
 
 # Sixty-six images beside sixty-eight: 3% more of the same work, on two cores or more.
 _KERNEL, _MORE = "66x16x14x14,16,3,1,1", "68x16x14x14,16,3,1,1"
@@ -135,7 +135,7 @@ class Builds:
 
     def measure(self, index: int) -> Turns:
         """Turns of build `index`."""
-        from .kernels import take_turns
+        from .kernel_measure import take_turns
 
         found = take_turns(self._workers[index], {}, ["manual"], self._settings)["manual"]
         self._workers[index].settle()
@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tvmopt.machine import configure_threads, detect
 
     from . import environment, results
-    from .kernels import Settings
+    from .kernel_measure import Settings
 
     args = parser().parse_args(argv)
     unknown = [name for name in args.experiments if name not in EXPERIMENTS]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench import selftest
-from bench.kernels import Turns
+from bench.kernel_measure import Turns
 from tvmopt.errors import UsageError
 from tvmopt.options import run
 
