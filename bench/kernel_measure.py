@@ -210,7 +210,7 @@ def _row(
     # The bandwidth is measured for a power of two: bytes that lie better in a cache may pass it by a little.
     # Winograd's operations are counted as a direct convolution's, of which it needs down to a quarter.
     labels = contender.get("labels", {})
-    way = str(labels.get("strategy", settings.strategies.get(op)))
+    way = str(labels.get("strategy", sizes["op"]))
     if share > (4.0 if "winograd" in way else 1.02 if bound == "arithmetic" else 1.5):
         raise VerificationError(f"{op} {shape}, {name}: {share:.0%} of the roof cannot be: measured wrongly, repeat it")
     return {

@@ -29,6 +29,8 @@ from .worker import answered, serve
 
 # A turn's sample of one kernel: long beside the clock's noise, short beside how long a neighbour stays.
 SAMPLE_S = 0.005
+# A call as long as this finds its caches cold for a negligible part of itself.
+SLOW_S = 0.5
 
 
 class Session:
@@ -39,6 +41,8 @@ class Session:
         self._verify: dict[str, Callable[[], float]] = {}
         self._counts: dict[str, int] = {}
         self._sources: dict[str, dict[str, str]] = {}
+        # Contenders that bring their data back into the caches in a small part of one call.
+        self._slow: set[str] = set()
         self._peak: Any = None
         self._bandwidth: Any = None
 
@@ -120,8 +124,9 @@ class Session:
 
     def _prepare(self, name: str, watch: timer.Stopwatch, verify: Callable[[], float]) -> None:
         self._watches[name], self._verify[name] = watch, verify
-        self._counts[name] = timer.calibrate(watch, timer.warm_up(watch, limit_s=1.0, sample_s=SAMPLE_S),
-                                             sample_s=SAMPLE_S)  # fmt: skip
+        seconds = timer.warm_up(watch, limit_s=1.0, sample_s=SAMPLE_S)
+        self._counts[name] = timer.calibrate(watch, seconds, sample_s=SAMPLE_S)
+        (self._slow.add if seconds > SLOW_S else self._slow.discard)(name)
 
     def do_watch(self, threads: int) -> dict[str, Any]:
         """Nothing but the reference loops is wanted, in a process whose threads have a core each.
@@ -148,7 +153,7 @@ class Session:
         """One sample in seconds per call; interruptions: how often the system took a core from it."""
         before = self.do_references()["references"] if self._peak else None
         watch = self._watches[name]
-        if self._counts[name] > 1:
+        if name not in self._slow:
             watch(1)  # brings the kernel's data back into the caches, which others have used
         switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
         seconds = watch(self._counts[name]) / self._counts[name]
