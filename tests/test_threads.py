@@ -180,8 +180,9 @@ threads = ThreadPoolExecutor(cores)
 seconds(whole), at_once(shares), seconds(shares[0])
 before = used()
 times = []
-# More rounds while a neighbour may have been there in all: what a pool does wrong stays for the process's life.
-for _ in range(5):
+# More rounds while a neighbour may have been there in all: what a pool does wrong stays for the process's life. A fault
+# that was planted is there in the first of them.
+for _ in range(int(os.environ.get("SETS", 5))):
     times += [(seconds(whole), at_once(shares), seconds(shares[0])) for _ in range(rounds)]
     least = [min(column) for column in zip(*times)]
     if least[1] / least[0] > 0.97 and least[2] / least[1] > 0.97:
@@ -230,7 +231,7 @@ def test_parallel_kernel_has_all_cores():
 
 @several
 def test_the_measurement_sees_a_pool_of_one_thread():
-    (value,) = efficiencies(1, PLANT="1", TVM_NUM_THREADS="1")
+    (value,) = efficiencies(1, PLANT="1", TVM_NUM_THREADS="1", SETS="1")
     assert value < 1.05 / CORES
 
 
@@ -242,5 +243,5 @@ def test_the_measurement_sees_threads_on_one_core():
     code = code.replace(
         "{pin}", "for task in os.listdir('/proc/self/task'):\n    " + pinned.replace("(0,", "(int(task),")
     )
-    (value,) = efficiencies(1, code)
+    (value,) = efficiencies(1, code, SETS="1")
     assert value < 0.6
