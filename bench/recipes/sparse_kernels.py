@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .. import environment, kernels, results, sparsity_table
+from .. import environment, kernel_measure, results, sparsity_table
 from ..table import grid
 from . import Settings
 
@@ -63,11 +63,12 @@ def measure(
     op: str, shape: str, sparsities: tuple[float, ...], machine: Machine, settings: Settings
 ) -> list[dict[str, Any]]:
     """The results of one layer."""
-    turns = kernels.Settings(
+    turns = kernel_measure.Settings(
         ("manual",), quiet=3 if settings.quick else min(settings.samples, 8),
         limit_s=0.5 if settings.quick else min(settings.time_limit_s, 3.0), sparsities=sparsities,
     )  # fmt: skip
-    return kernels.measure(op, shape, machine, turns)[0]
+    with kernel_measure.Workers(machine.cores) as workers:
+        return kernel_measure.measure(op, shape, machine, turns, workers)[0]
 
 
 def line(rows: list[dict[str, Any]], sparsities: tuple[float, ...]) -> tuple[str, ...]:
