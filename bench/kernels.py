@@ -77,32 +77,38 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def wanted_kernels(
-    ops: Sequence[str] | None, shapes: Sequence[str] | None, lists: Sequence[str] | None = None
-) -> tuple[list[tuple[str, str]], list[str]]:
-    """(operator, shape) of what was asked for, and what lists leave out; raises UsageError where that is nothing."""
+def wanted_kernels(ops: Sequence[str] | None, shapes: Sequence[str] | None) -> list[tuple[str, str]]:
+    """(operator, shape) of what was asked for; raises UsageError where that names nothing."""
     from .kernel_cases import OPERATORS, layer
 
-    for op in ops or ():
-        if op not in OPERATORS:
-            raise UsageError(f"--op {op}: unknown; choose from {', '.join(OPERATORS)}")
-    if lists is not None:
-        from .kernel_lists import kernels_of
-
-        if shapes:
-            raise UsageError("--list and --shape: give one of them")
-        found, left_out = kernels_of(lists)
-        kept = [(op, shape) for op, shape in found if not ops or op in ops]
-        if not kept:
-            raise UsageError(f"--op {','.join(ops or ())}: no such kernel in --list {','.join(lists)}")
-        return kept, left_out
+    _check_ops(ops)
     if not shapes:
-        return [(op, shape) for op in ops or OPERATORS for shape in OPERATORS[op].defaults], []
+        return [(op, shape) for op in ops or OPERATORS for shape in OPERATORS[op].defaults]
     if not ops or len(ops) > 1:
         raise UsageError("--shape needs --op with one operator, whose shape it is")
     for shape in shapes:
         layer(ops[0], shape)
-    return [(ops[0], shape) for shape in shapes], []
+    return [(ops[0], shape) for shape in shapes]
+
+
+def listed_kernels(lists: Sequence[str], ops: Sequence[str] | None) -> tuple[list[tuple[str, str]], list[str]]:
+    """(operator, shape) of the kernels of `lists`, of `ops` only, and what cannot be among them, in words."""
+    from .kernel_lists import kernels_of
+
+    _check_ops(ops)
+    found, left_out = kernels_of(lists)
+    kept = [(op, shape) for op, shape in found if not ops or op in ops]
+    if not kept:
+        raise UsageError(f"--op {','.join(ops or ())}: no such kernel in --list {','.join(lists)}")
+    return kept, left_out
+
+
+def _check_ops(ops: Sequence[str] | None) -> None:
+    from .kernel_cases import OPERATORS
+
+    for op in ops or ():
+        if op not in OPERATORS:
+            raise UsageError(f"--op {op}: unknown; choose from {', '.join(OPERATORS)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,7 +119,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"--variants {','.join(unknown) or 'none'}: choose from {', '.join((*OURS, TORCH))}")
     if args.ladder and not args.op:
         args.op = ("conv2d", "gemm", "batch_matmul")
-    wanted, left_out = wanted_kernels(args.op, args.shape, args.list)
+    if args.list is not None and args.shape:
+        raise UsageError("--list and --shape: give one of them")
+    left_out: list[str] = []
+    if args.list is not None:
+        wanted, left_out = listed_kernels(args.list, args.op)
+    else:
+        wanted = wanted_kernels(args.op, args.shape)
     if args.sparsity and (args.ladder or args.tune or args.strategy):
         raise UsageError("--sparsity measures every dense strategy itself: leave --ladder, --tune and --strategy out")
     if args.sparsity:
