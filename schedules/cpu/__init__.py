@@ -1,6 +1,7 @@
 """Rules for CPUs, from the most special to the most general: the first that does not decline schedules a kernel."""
 
 from . import (
+    attention,
     batch_matmul,
     conv2d_depthwise,
     conv2d_direct,
@@ -14,6 +15,7 @@ from . import (
     pointwise_sparse,
     pool,
     product,
+    rows,
     sparse_nest,
 )
 
@@ -28,6 +30,8 @@ RULES = [
     ("dense", 3, dense.rule),
     ("dense_sparse", 1, dense_sparse.rule),
     ("batch_matmul", 3, batch_matmul.rule),
+    ("attention", 1, attention.rule),
+    ("rows", 1, rows.rule),
     ("pool", 1, pool.rule),
     ("fallback", 1, fallback.rule),
 ]
@@ -44,5 +48,8 @@ LADDERS = {
     "dense_sparse": sparse_nest.LADDER,
     "dense": dense.LADDER,
     "batch_matmul": batch_matmul.LADDER,
+    "attention": attention.LADDER,
+    "softmax": rows.LADDER,
+    "layer_norm": rows.LADDER,
     "pool": pool.LADDER,
 }

@@ -16,14 +16,14 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmopt.graph import strategy
+from tvmopt.graph import attention, strategy
 from tvmopt.operators import blocking, conv2d_sparse
 from tvmopt.operators import conv2d_winograd as winograd
 from tvmopt.operators.conv2d import Conv2d, pack_depthwise_weight, pack_weight
 from tvmopt.operators.conv2d_depthwise import conv2d_depthwise
 from tvmopt.operators.conv2d_direct import conv2d_direct
 from tvmopt.operators.conv2d_gemm import conv2d_gemm, pack_gemm_weight
-from tvmopt.operators.dense import batch_matmul, dense, pack_dense_weight
+from tvmopt.operators.dense import dense, pack_dense_weight
 from tvmopt.operators.dense_sparse import dense_sparse, pack_sparse_dense_weight
 from tvmopt.operators.sparse import most_kept
 
@@ -137,9 +137,8 @@ def matmul(state: Blocker, call: relax.Call) -> Value | None:
     if weight is not None and weight.ndim == 2:
         packed = state.weight((right, "dense"), lambda: pack_dense_weight(weight, state.block))
         return _value(None, 0, state.anchor(dense, state.plain(left), packed, columns=weight.shape[1]))
-    if weight is None and len(_shape(left)) > 2 and _shape(left)[:-2] == _shape(right)[:-2]:
-        return _value(None, 0, state.anchor(batch_matmul, state.plain(left), state.plain(right)))
-    return None
+    out = attention.product(state, call) if weight is None else None
+    return _value(None, 0, out) if out is not None else None
 
 
 def _is_blocked(state: Blocker, expr: relax.Expr) -> bool:

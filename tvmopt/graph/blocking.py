@@ -58,6 +58,8 @@ class Blocker:
     resident: bool
     values: dict[relax.Var, Value] = field(default_factory=dict)
     packed_weights: dict[object, relax.Expr] = field(default_factory=dict)
+    # What the old function's variables are bound to.
+    calls: dict[relax.Var, relax.Call] = field(default_factory=dict)
     decided: dict[str, Decision] = field(default_factory=dict)
 
     @property
@@ -140,6 +142,7 @@ class Blocker:
         """Emit one binding of the old function into the new one."""
         expr = binding.value
         if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
+            self.calls[binding.var] = expr
             handler = HANDLERS.get(expr.op.name)
             value = handler(self, expr) if handler is not None else None
             if value is None:

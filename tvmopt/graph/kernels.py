@@ -87,7 +87,7 @@ def describe(func: tirx.PrimFunc) -> tuple[str, int]:
         if name in ANCHORS:
             op, flops = name, flops + int(block.annotations.get(FLOPS_ATTR, 2 * math.prod(extents)))
         elif _reduces(block):
-            flops += math.prod(extents)
+            flops += int(block.annotations.get(FLOPS_ATTR, math.prod(extents)))
     if op:
         return op, flops
     names = " ".join(block.name_hint for block in found)

@@ -20,10 +20,12 @@ from tvmopt.graph import host_pipeline
 from tvmopt.graph.blocking import BlockLayout, Decision
 from tvmopt.graph.importer import export_program, import_program
 from tvmopt.graph.kernels import Kernel, extract_kernels
+from tvmopt.graph.legalise import legalise
 from tvmopt.graph.network import Unsupported
 from tvmopt.graph.one_function import one_function
 from tvmopt.graph.simplify import simplify_passes
 from tvmopt.graph.strategy import DIRECT, PLAN
+from tvmopt.graph.views import MoveViews
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -65,11 +67,14 @@ class Lowered:
 def lowering(block_layout: BlockLayout | None) -> list[Phase]:
     """Phases 1 to 4: from the imported module to kernels. Without `block_layout`, TVM's own lowering in NCHW."""
     transform = relax.transform
+    blocked = block_layout is not None
+    views = [MoveViews(), transform.DeadCodeElimination(["main"])] if blocked else []
     layout = [block_layout, transform.CanonicalizeBindings()] if block_layout is not None else []
+    legal = legalise(block_layout.machine.lanes) if block_layout is not None else transform.LegalizeOps()
     return [
-        Phase("1-simplify", simplify_passes()),
+        Phase("1-simplify", [*simplify_passes(), *views]),
         Phase("2-layout", layout),
-        Phase("3-legalise", [transform.LegalizeOps(), transform.AnnotateTIROpPattern(), transform.FoldConstant()]),
+        Phase("3-legalise", [legal, transform.AnnotateTIROpPattern(), transform.FoldConstant()]),
         Phase("4-fuse", [transform.FuseOps(), transform.FuseTIR(), transform.DeadCodeElimination(["main"])]),
     ]
 

@@ -15,6 +15,7 @@ GEOMETRY_ATTR = "tvmopt.geometry"
 
 ANCHORS = (
     "conv2d_direct", "conv2d_pointwise", "conv2d_gemm", "conv2d_winograd", "conv2d_depthwise", "dense", "batch_matmul",
+    "softmax", "layer_norm", "attention",
     "conv2d_sparse", "conv2d_sparse_pointwise", "dense_sparse",
     # For GPUs.
     "gemm", "batch_gemm", "conv2d_implicit_gemm", "conv2d_depthwise_nhwc", "conv2d_winograd_nhwc",

@@ -1,0 +1,104 @@
+"""Attention, softmax(Q K^T) V, with the scores of a few rows in the core's cache, from where they never come out.
+
+Q is (B, rows, depth), its rows filled up to what a register tile divides; K^T and V are held in panels of one
+register's columns, (B, panels, depth, lanes), as the right-hand side of any product here. "FlashAttention" (Dao et al.,
+2022) is the same for a GPU's shared memory; here all scores of a tile of rows fit in L2: the softmax needs one way.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tvm import te, tirx
+
+from tvmopt.operators import FLOPS_ATTR
+from tvmopt.operators.blocking import blocks
+from tvmopt.operators.extent import padded_extent
+from tvmopt.operators.rows import over_row, powers
+
+
+def _matrix(data: te.Tensor, batch: te.PrimExpr, row: te.PrimExpr, column: te.PrimExpr) -> te.PrimExpr:
+    """Element (row, column) of matrix number `batch` of (..., M, N)."""
+    index: list[te.PrimExpr] = []
+    lead = [int(x) for x in data.shape[:-2]]
+    for extent in reversed(lead[1:]):
+        index.append(batch % extent)
+        batch = batch // extent
+    return data(*([batch, *reversed(index)] if lead else []), row, column)
+
+
+def fill_rows(data: te.Tensor) -> te.Tensor:
+    """(..., M, K) -> (B, M', K), M' being M filled up by zeros to what a register tile divides."""
+    *lead, rows, depth = (int(x) for x in data.shape)
+    filled = padded_extent(rows)
+
+    def element(b: te.Var, m: te.Var, k: te.Var) -> te.PrimExpr:
+        value = _matrix(data, b, m, k)
+        return value if filled == rows else te.if_then_else(m < rows, value, tirx.const(0, data.dtype))
+
+    return te.compute((math.prod(lead), filled, depth), element, name="fill_rows")
+
+
+def panels(data: te.Tensor, lanes: int, *, fill_depth: bool) -> te.Tensor:
+    """(..., K, N) -> (B, ceil(N / lanes), K', lanes), zeros in the fill; K' is whole registers where `fill_depth`."""
+    *lead, depth, columns = (int(x) for x in data.shape)
+    deep = blocks(depth, lanes) * lanes if fill_depth else depth
+
+    def element(b: te.Var, no: te.Var, k: te.Var, ni: te.Var) -> te.PrimExpr:
+        value = _matrix(data, b, k, no * lanes + ni)
+        inside = [no * lanes + ni < columns] if columns % lanes else []
+        inside += [k < depth] if deep > depth else []
+        return te.if_then_else(te.all(*inside), value, tirx.const(0, data.dtype)) if inside else value
+
+    return te.compute((math.prod(lead), blocks(columns, lanes), deep, lanes), element, name="panels")
+
+
+def attention(query: te.Tensor, keys: te.Tensor, values: te.Tensor, *, length: int, flops: int) -> te.Tensor:
+    """(B, M, D), panels (B, N, D, lanes) of `length` keys, panels (B, E, N * lanes, lanes) -> (B, M, E, lanes).
+
+    Stages: `scores`, `masked` (where the keys fill no register), `peak_lanes`, `peak`, `power`, `total_lanes`, `total`,
+    `weighted` and the output `attention`.
+    """
+    batch, rows, depth = (int(x) for x in query.shape)
+    _, key_panels, _, lanes = (int(x) for x in keys.shape)
+    k = te.reduce_axis((0, depth), "k")
+    shape = (batch, rows, key_panels, lanes)
+    scores = te.compute(
+        shape,
+        lambda b, m, no, ni: te.sum(query[b, m, k] * keys[b, no, k, ni], axis=k),
+        name="scores",
+        attrs={FLOPS_ATTR: 0},
+    )
+
+    def masked(b: te.Var, m: te.Var, no: te.Var, ni: te.Var) -> te.PrimExpr:
+        return tirx.Select(no * lanes + ni < length, scores[b, m, no, ni], tirx.min_value(query.dtype))
+
+    row = scores if length % lanes == 0 else te.compute(shape, masked, name="masked")
+    power = powers(row, over_row(row, "peak", te.max), length)
+    total = over_row(power, "total", te.sum)
+    ko, ki = te.reduce_axis((0, key_panels), "ko"), te.reduce_axis((0, lanes), "ki")
+    weighted = te.compute(
+        (batch, rows, int(values.shape[1]), lanes),
+        lambda b, m, no, ni: te.sum(power[b, m, ko, ki] * values[b, no, ko * lanes + ki, ni], axis=[ko, ki]),
+        name="weighted",
+        attrs={FLOPS_ATTR: 0},
+    )
+    return te.compute(
+        weighted.shape,
+        lambda b, m, no, ni: weighted[b, m, no, ni] / total[b, m],
+        name="attention",
+        attrs={FLOPS_ATTR: flops},
+    )
+
+
+def crop(data: te.Tensor, shape: tuple[int, ...]) -> te.Tensor:
+    """(B, M', E, lanes) -> (..., M, columns), what was filled up left out."""
+    lanes = int(data.shape[-1])
+
+    def element(*i: te.Var) -> te.PrimExpr:
+        batch: te.PrimExpr = tirx.const(0, "int32")
+        for var, extent in zip(i[:-2], shape[:-2], strict=True):
+            batch = batch * extent + var
+        return data[batch, i[-2], i[-1] // lanes, i[-1] % lanes]
+
+    return te.compute(shape, element, name="crop")
