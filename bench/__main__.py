@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,14 @@ from tvmopt.options import (
     names,
     positive_int,
     run,
+    sparsities,
 )
 
 if TYPE_CHECKING:
     import argparse
 
     from .measure import Data
+    from .pruned import Pruned
     from .turns import Report, Settings
 
 # Literal, because --help must not import what measures; a test compares them with where they are defined.
@@ -47,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
             "my_model.py:make --batch 8 --json out.json",
             "torchvision:resnet18 --variants manual --peers none --profile",
             "--quick --report report.html",
+            "--sparsity 0,0.5,0.9 --method block --peers none",
         ],
     )
     made.add_argument("models", nargs="*", metavar="MODEL", default="digits_cnn",
@@ -68,6 +72,9 @@ def parser() -> argparse.ArgumentParser:
                        "folder, or none; built-in models have their own")  # fmt: skip
     group.add_argument("--data-dir", metavar="DIR", help="where data sets are")
     group.add_argument("--limit", type=positive_int, help="the most images accuracy is measured on")
+    group.add_argument("--sparsity", type=sparsities, default=(), metavar="S,...",
+                       help="measure the network at these shares of zeros, pruned in one shot: 0,0.5,0.9")
+    group.add_argument("--method", default="block", metavar="M", help="how it is pruned, as in tvmopt.prune")
     group.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
     group.add_argument("--report", type=Path, metavar="FILE",
                        help="write charts and tables to this HTML page; implies --profile")  # fmt: skip
@@ -84,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .cases import contenders
     from .measure import Data
     from .peers import installed
+    from .pruned import networks
     from .turns import Settings
 
     specs = tuple(dict.fromkeys([args.models] if isinstance(args.models, str) else args.models))
@@ -97,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dataset == "none" and args.limit:
         raise UsageError("--limit has no meaning without a data set")
     machine = options.machine()
-    cases = contenders(specs, args.variants, peers, dataclasses.replace(options, threads=machine.cores))
+    options = dataclasses.replace(options, threads=machine.cores)
     for line in (machine.describe(), *skipped):
         print(line, file=sys.stderr)
     settings = Settings(samples=args.samples, time_limit_s=args.time_limit, cold=args.cold)
@@ -110,7 +118,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     described["skipped_peers"] = skipped
     if (described["load_before"] or 0.0) > _BUSY:
         print(f"this machine is busy (load {described['load_before']}): times will be too long", file=sys.stderr)
-    rows = _measure_all(cases, settings, data, args.profile or args.report is not None)
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = networks(specs, args.sparsity, args.method, options, Path(folder))
+        rows = _measure_all(
+            {one: contenders([one.source], args.variants, peers, one.options)[one.source] for one in wanted},
+            settings, data, args.profile or args.report is not None,
+        )  # fmt: skip
     described["load_after"] = environment.load()
     document = results.document(described, rows)
     _save(document, args)
@@ -121,22 +134,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if any(row["error"] and not row["variant"].startswith("peer:") for row in rows) else 0
 
 
-def _measure_all(cases: dict[Any, Any], settings: Settings, data: Data, profile: bool) -> list[dict[str, Any]]:
+def _measure_all(cases: dict[Pruned, Any], settings: Settings, data: Data, profile: bool) -> list[dict[str, Any]]:
     """The rows of all models. A model that cannot be loaded ends the run only where it is the only one."""
     from .measure import failed_rows, measure
     from .process import WorkerError
     from .progress import Progress
 
     rows: list[dict[str, Any]] = []
-    for spec, model_cases in cases.items():
-        with Progress(str(spec), [case.name for case in model_cases], settings.samples) as progress:
+    for network, model_cases in cases.items():
+        own = data if data.name or network.dataset is None else dataclasses.replace(data, name=network.dataset)
+        with Progress(network.title, [case.name for case in model_cases], settings.samples) as progress:
             report: Report = progress.report
             try:
-                rows += measure(model_cases, settings, data, report, profile=profile)
+                found = measure(model_cases, settings, own, report, profile=profile)
             except WorkerError as error:
                 if len(cases) == 1:
                     raise
-                rows += failed_rows(model_cases, error)
+                found = failed_rows(model_cases, error)
+        rows += [{**row, "model": network.spec} for row in found] if network.is_pruned else found
     return rows
 
 

@@ -39,6 +39,8 @@ def title(rows: Sequence[Row]) -> str:
     """What a table is of."""
     first = rows[0]
     parts = [first["model"], f"batch {first['batch']}", first["dtype"], f"{first['threads']} threads"]
+    if first["sparsity"]:
+        parts.append(f"{first['sparsity']:.0%} of zeros by {first['method']}")
     if first["cold"]:
         parts.append("cold caches")
     if first["strategy"] != "default":
