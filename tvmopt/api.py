@@ -27,7 +27,10 @@ def compile(
     threads: int | None = None,
     strategies: dict[str, str] | None = None,
     *,
+    arch: str | None = None,
     dtype: str = "float32",
+    cuda_graphs: bool = False,
+    fast_math: bool = False,
     name: str | None = None,
     schedules_dir: str | PathLike[str] | None = None,
     dump_dir: str | PathLike[str] | None = None,
@@ -39,6 +42,10 @@ def compile(
     `{"conv2d": "gemm"}`. name: in tables and in the log's directory; by default the class's. schedules_dir: schedule
     rules of your own, tried first. dump_dir: where the IR is written after each phase.
 
+    On a GPU (target="cuda"): arch is the architecture to build for ("sm_90") where that is not the one here; dtype may
+    be float16 or bfloat16 (summed in float32); cuda_graphs captures the network once and replays it as one launch;
+    fast_math lets nvcc approximate.
+
     The module is left as it was, training mode included; its weights are copied into the result.
 
     Raises:
@@ -49,6 +56,9 @@ def compile(
         raise UsageError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS)}")
     options = BuildOptions(
         target={"cpu": "llvm"}.get(target, target),
+        arch=arch,
+        cuda_graphs=cuda_graphs,
+        fast_math=fast_math,
         threads=threads,
         strategies=_checked(strategies or {}),
         log_dir=Path(log_dir),

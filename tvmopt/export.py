@@ -39,8 +39,9 @@ def parser() -> argparse.ArgumentParser:
         "export",
         "tvmopt.export",
         "Builds a model and writes it as one shared library with its description, to be loaded with tvmopt.load(FILE). "
-        "Loading checks that the CPU has what it was built for.",
-        ["digits_cnn -o digits.so", "torchvision:resnet18 --variant manual --batch 8 -o resnet18.so"],
+        "Loading checks that the CPU, or the GPU, has what it was built for.",
+        ["digits_cnn -o digits.so", "torchvision:resnet18 --variant manual --batch 8 -o resnet18.so",
+         "torchvision:resnet18 --target cuda --arch sm_90 --dtype float16 -o resnet18.so"],
     )
     made.add_argument("model", nargs="?", metavar="MODEL", default="digits_cnn",
                       help="digits_cnn, torchvision:NAME, FILE.py:FACTORY or MODEL.pt2")  # fmt: skip
@@ -57,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     size = export_model(args.model, args.output, variant=args.variant, options=options)
     seconds = time.perf_counter() - start
+    from tvmopt.runtime.artifact import needs, read_metadata
+
+    needed = needs(read_metadata(args.output))
+    if needed is not None:
+        print(f"to run it: {needed}", file=sys.stderr)
     print(f"{args.output}: {args.model} as {args.variant}, {size / 1e6:.1f} MB, in {seconds:.1f} s", file=sys.stderr)
     return 0
 

@@ -20,7 +20,7 @@ from tvmopt.machine_gpu import GpuMachine, detect_gpu, named_gpu
 if TYPE_CHECKING:
     import tvm
 
-__all__ = ["GpuMachine", "Machine", "available_cores", "detect", "detect_gpu", "named_gpu"]
+__all__ = ["AnyMachine", "GpuMachine", "Machine", "available_cores", "detect", "detect_gpu", "named_gpu"]
 
 # fp32 lanes and SIMD registers by instruction set: AVX-512 has 32 zmm, AVX2 16 ymm, NEON 32 of 128 bits.
 _ISA = {"avx512": (16, 32), "avx2": (8, 16), "sse": (4, 16), "neon": (4, 32)}
@@ -73,6 +73,10 @@ class Machine:
             f"{self.isa}: {self.lanes} fp32 lanes x {self.registers} registers, {caches}"
         )
         return text + (f" (assumed: {', '.join(self.assumed)})" if self.assumed else "")
+
+
+AnyMachine = Machine | GpuMachine
+"""Whatever kernels are built for."""
 
 
 def available_cores() -> int:

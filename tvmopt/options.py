@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tvmopt.errors import TargetError, TvmoptError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
     from tvmopt.model import Model
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -27,7 +27,8 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     "conv2d": ("plan", "direct", "gemm", "winograd", "winograd-f2", "winograd-f4", "sparse"),
     "dense": ("plan", "packed", "sparse"),
 }
-_TARGET_HELP = "llvm (or cpu: this host), cuda, or a llvm target as JSON"
+_TARGET_HELP = "llvm (or cpu: this host), cuda (this host's GPU, or --arch), or one of them as JSON"
+ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -153,13 +154,22 @@ class BuildOptions:
     schedules_dir: Path | None = None
     log_dir: Path = Path("tuning_logs")
     dump_dir: Path | None = None
+    cuda_graphs: bool = False
+    fast_math: bool = False
 
-    def machine(self) -> Machine:
-        """The machine to build for, with its thread count; raises TargetError where it cannot be built for."""
+    def machine(self) -> AnyMachine:
+        """The machine to build for, with its thread count; raises TargetError where it cannot be built for.
+
+        A GPU named by `arch` that is of the same architecture as the one here is the one here.
+        """
         check_target(self.target, self.arch)
-        from tvmopt.machine import detect
+        from tvmopt.machine import available_cores, detect, detect_gpu, named_gpu
 
         fields = _target_fields(self.target)
+        if fields["kind"] == "cuda":
+            arch, cores = self.arch or fields.get("arch"), self.threads or available_cores()
+            here = detect_gpu(cores)
+            return here if here is not None and arch in (None, here.arch) else named_gpu(str(arch), cores)
         machine = detect(self.threads or fields.get("num-cores"))
         if fields.get("mcpu", machine.llvm_cpu) != machine.llvm_cpu:
             raise TargetError(f"--target: mcpu {fields['mcpu']}: only this host's, {machine.llvm_cpu}, is built for")
@@ -181,7 +191,7 @@ def add_build_options(parser: argparse.ArgumentParser, *, leave_out: Sequence[st
             group.add_argument(f"--{name}", **settings)
 
     add("target", default="llvm", help=_TARGET_HELP)
-    add("arch", help="GPU architecture to build for without having one, such as sm_90")
+    add("arch", metavar="A", help=f"GPU architecture to build for without having one: {', '.join(ARCHS)}")
     add("batch", type=positive_int, help="batch size; by default the model's own, usually 1")
     add("input-shape", type=shape, metavar="S", help="one input's shape without the batch, such as 3,224,224")
     add("dtype", default="float32", choices=DTYPES, help="what is computed in")
@@ -193,6 +203,8 @@ def add_build_options(parser: argparse.ArgumentParser, *, leave_out: Sequence[st
     add("weights", help="DEFAULT downloads torchvision's trained weights; by default seeded random ones")
     add("schedules", type=Path, metavar="DIR", help="a directory of your own schedule rules, tried first")
     add("log-dir", type=Path, default=Path("tuning_logs"), metavar="DIR", help="where the tuning logs are")
+    add("cuda-graphs", action="store_true", help="on a GPU, capture the network once and replay it as one launch")
+    add("fast-math", action="store_true", help="on a GPU, let nvcc flush denormals and approximate divisions")
     add("dump-ir", type=Path, metavar="DIR", help="write the IR after each phase into this directory")
 
 
@@ -211,6 +223,8 @@ def build_options(args: argparse.Namespace) -> BuildOptions:
         schedules_dir=getattr(args, "schedules", None),
         log_dir=getattr(args, "log_dir", default.log_dir),
         dump_dir=getattr(args, "dump_ir", None),
+        cuda_graphs=getattr(args, "cuda_graphs", False),
+        fast_math=getattr(args, "fast_math", False),
     )
     check_target(options.target, options.arch)
     from tvmopt.machine import available_cores
@@ -227,19 +241,25 @@ def build_options(args: argparse.Namespace) -> BuildOptions:
 
 def check_target(target: str, arch: str | None = None) -> None:
     """Raises TargetError, in one line, for a target that is unknown or that nothing here can be built for."""
-    kind = str(_target_fields(target).get("kind"))
+    fields = _target_fields(target)
+    kind = str(fields.get("kind"))
     if kind == "cuda":
-        if arch is None and not _has_gpu():
+        named = arch or fields.get("arch")
+        if named is not None and named not in ARCHS:
+            raise TargetError(f"--arch {named}: unknown; choose one of {', '.join(ARCHS)}")
+        if set(fields) - {"kind", "arch"}:
+            raise TargetError("--target: of a cuda target, arch alone can be set")
+        if named is None and not _has_gpu():
             raise TargetError(
-                "--target cuda: no CUDA GPU here, and none to build for was named with --arch; building for one "
-                "also needs CUDA schedules, which this version does not have: use --target llvm"
+                "--target cuda: no CUDA GPU here; build for one with --arch (" + ", ".join(ARCHS) + "), "
+                "or use --target llvm"
             )
-        raise TargetError("--target cuda: this version has schedules for CPUs only; use --target llvm")
+        return
     if kind != "llvm":
         raise TargetError(f"--target {target}: unknown; use {_TARGET_HELP}")
     if arch is not None:
-        raise UsageError("--arch names a GPU and goes with --target cuda; this version builds for CPUs only")
-    other = set(_target_fields(target)) - {"kind", "mcpu", "num-cores"}
+        raise UsageError("--arch names a GPU's architecture and goes with --target cuda")
+    other = set(fields) - {"kind", "mcpu", "num-cores"}
     if other:
         raise TargetError(f"--target: of an llvm target, mcpu and num-cores can be set, not {', '.join(sorted(other))}")
 
@@ -256,14 +276,9 @@ def _target_fields(target: str) -> dict[str, Any]:
 
 def _has_gpu() -> bool:
     """Whether the CUDA driver knows a device, asked without loading any framework."""
-    import ctypes
+    from tvmopt.machine_gpu import driver
 
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return driver() is not None
 
 
 # --- how a command ends ---

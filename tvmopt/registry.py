@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tvm.s_tir import Schedule
 
     from tvmopt.graph.kernels import Kernel
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
 
 Choices = dict[str, Any]
 
@@ -95,7 +95,7 @@ class Recorder:
 
 
 def apply_rule(
-    kernel: Kernel, machine: Machine, candidates: Sequence[Rule], choose: Callable[..., Any] | None = None
+    kernel: Kernel, machine: AnyMachine, candidates: Sequence[Rule], choose: Callable[..., Any] | None = None
 ) -> Scheduled | None:
     """Schedule `kernel` by the first rule that does not decline; None where all do.
 

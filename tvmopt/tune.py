@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tvmopt.graph.kernels import Kernel
     from tvmopt.graph.pipeline import Lowered
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
     from tvmopt.model import Model
     from tvmopt.plan import Plan
     from tvmopt.tuning.manifest import Manifest
@@ -92,7 +92,7 @@ def tune(
 
 
 def _search(
-    model: Model, machine: Machine, options: BuildOptions, settings: Settings, selected: set[int] | None,
+    model: Model, machine: AnyMachine, options: BuildOptions, settings: Settings, selected: set[int] | None,
     fresh: bool, report: Report | None,
 ) -> Tuned:  # fmt: skip
     from tvmopt.registry import rules
@@ -148,7 +148,7 @@ def _search(
 
 
 def _compare(
-    manual: Lowered, auto: Lowered, path: Path, model: Model, machine: Machine, options: BuildOptions
+    manual: Lowered, auto: Lowered, path: Path, model: Model, machine: AnyMachine, options: BuildOptions
 ) -> Compared:
     """The whole network, manual's first, auto's (as the log at `path` has it by now) second."""
     from tvmopt.tuning.network import assemble, compare

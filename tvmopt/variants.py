@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvmopt.graph.pipeline import DEFAULT_STRATEGIES, Lowered, build, lower_model, with_kernels
+from tvmopt.graph.pipeline import DEFAULT_STRATEGIES, Lowered, lower_model, with_kernels
 from tvmopt.plan import KernelPlan, Plan
 from tvmopt.registry import Rule, apply_rule, rules
-from tvmopt.runtime.executable import Compiled
-from tvmopt.runtime.signature import Signature
+from tvmopt.runtime.assemble import assemble
 
 if TYPE_CHECKING:
     import tvm
 
     from tvmopt.graph.kernels import Kernel
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
     from tvmopt.model import Model
     from tvmopt.options import BuildOptions
+    from tvmopt.runtime.executable import Compiled
 
 VARIANTS = ("original", "manual", "auto")
 
@@ -43,7 +43,9 @@ class Scheduling:
     tuning_s: float | None = None
 
 
-def schedule_manual(kernel: Kernel, machine: Machine, candidates: list[Rule]) -> tuple[tvm.tirx.PrimFunc, KernelPlan]:
+def schedule_manual(
+    kernel: Kernel, machine: AnyMachine, candidates: list[Rule]
+) -> tuple[tvm.tirx.PrimFunc, KernelPlan]:
     """`kernel` by the first rule that takes it, with the rule's own numbers; as it is where none does."""
     scheduled = apply_rule(kernel, machine, candidates)
     if scheduled is None:
@@ -55,7 +57,7 @@ def schedule_manual(kernel: Kernel, machine: Machine, candidates: list[Rule]) ->
 def schedule_kernels(
     lowered: Lowered,
     variant: str,
-    machine: Machine,
+    machine: AnyMachine,
     *,
     log_path: Path | None = None,
     schedules_dir: Path | None = None,
@@ -91,7 +93,7 @@ def schedule_kernels(
     return Scheduling(functions, Plan(tuple(plans)), missing, opened.differences, opened.manifest.tuning_s)
 
 
-def log_path_of(model: Model, machine: Machine, log_dir: Path, strategies: Mapping[str, str]) -> Path:
+def log_path_of(model: Model, machine: AnyMachine, log_dir: Path, strategies: Mapping[str, str]) -> Path:
     """Where the tuning log of `model` on `machine` lies; a strategy that is not the default has a log of its own."""
     chosen = {name: value for name, value in strategies.items() if DEFAULT_STRATEGIES.get(name) != value}
     suffix = "".join(f"-{name}={value}" for name, value in sorted(chosen.items()))
@@ -114,14 +116,16 @@ def strategies_of(variant: str, log_path: Path, strategies: Mapping[str, str]) -
 def build_variant(
     model: Model,
     variant: str,
-    machine: Machine,
+    machine: AnyMachine,
     *,
     log_dir: str | Path = "tuning_logs",
     strategies: Mapping[str, str] | None = None,
     schedules_dir: str | Path | None = None,
     dump_dir: str | Path | None = None,
+    cuda_graphs: bool = False,
+    fast_math: bool = False,
 ) -> Compiled:
-    """Build `model` as `original`, `manual` or `auto`.
+    """Build `model` as `original`, `manual` or `auto`; `cuda_graphs` and `fast_math` are of a GPU's code.
 
     auto takes each kernel's schedule from the model's log below `log_dir`, and manual's where that has none, which
     is said in one warning.
@@ -148,25 +152,25 @@ def build_variant(
             "tune with: python -m tvmopt.tune %s",
             scheduling.missing, len(lowered.kernels), model.name, log_path, model.spec,
         )  # fmt: skip
-    executable = build(with_kernels(lowered.module, scheduling.functions), machine, dump_path)
     meta = {
         "model": model.name,
         "variant": variant,
-        "target": str(machine.target()),
-        "machine": machine,
-        "threads": machine.cores,
+        "dtype": model.dtype,
         "strategies": lowered.strategies,
         "plan": scheduling.plan,
         "tuning_s": scheduling.tuning_s,
-        "compile_s": time.perf_counter() - started,
     }
-    return Compiled(executable, Signature.from_exported(lowered.program), meta)
+    return assemble(
+        with_kernels(lowered.module, scheduling.functions), lowered.program, machine, meta,
+        dump_dir=dump_path, cuda_graphs=cuda_graphs, fast_math=fast_math, started=started,
+    )  # fmt: skip
 
 
-def build_by_options(model: Model, variant: str, machine: Machine, options: BuildOptions) -> Compiled:
+def build_by_options(model: Model, variant: str, machine: AnyMachine, options: BuildOptions) -> Compiled:
     """`build_variant` with what a command line or `tvmopt.compile` was told."""
     return build_variant(
         model, variant, machine,
         log_dir=options.log_dir, strategies=options.strategies,
         schedules_dir=options.schedules_dir, dump_dir=options.dump_dir,
+        cuda_graphs=options.cuda_graphs, fast_math=options.fast_math,
     )  # fmt: skip

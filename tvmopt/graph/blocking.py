@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import tvm
@@ -20,11 +20,11 @@ from tvm import relax
 from tvmopt.graph import strategy
 from tvmopt.graph.blocked_ops import HANDLERS
 from tvmopt.graph.fold import rebuild
+from tvmopt.machine import AnyMachine, Machine
 from tvmopt.operators import blocking
 from tvmopt.operators.sparse import Pattern
 
 if TYPE_CHECKING:
-    from tvmopt.machine import Machine
     from tvmopt.operators.conv2d import Conv2d
 
 # relax's OpPatternKind.kOutEWiseFusable: element-wise operators that follow are fused into the kernel.
@@ -52,8 +52,10 @@ class Decision:
 class Blocker:
     """The state of the pass over one function."""
 
+    handlers: ClassVar[Mapping[str, Any]] = HANDLERS
+
     builder: relax.BlockBuilder
-    machine: Machine
+    machine: AnyMachine
     strategies: Mapping[str, str]
     resident: bool
     values: dict[relax.Var, Value] = field(default_factory=dict)
@@ -65,6 +67,7 @@ class Blocker:
     @property
     def block(self) -> int:
         """Channels in a block: the fp32 lanes of a SIMD register."""
+        assert isinstance(self.machine, Machine)
         return self.machine.lanes
 
     def decide(self, conv: Conv2d, *, plain_input: bool) -> str:
@@ -143,7 +146,7 @@ class Blocker:
         expr = binding.value
         if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
             self.calls[binding.var] = expr
-            handler = HANDLERS.get(expr.op.name)
+            handler = self.handlers.get(expr.op.name)
             value = handler(self, expr) if handler is not None else None
             if value is None:
                 args = [self.plain(arg) for arg in expr.args]

@@ -15,22 +15,26 @@ from typing import TYPE_CHECKING
 import tvm
 from tvm import relax
 
-from tvmopt.errors import ModelError, OutputError, UnsupportedOperatorError, one_line
+from tvmopt.errors import ModelError, OutputError, TargetError, UnsupportedOperatorError, one_line
 from tvmopt.graph import host_pipeline
 from tvmopt.graph.blocking import BlockLayout, Decision
+from tvmopt.graph.gpu_build import GpuBuild, generate, memory_passes, with_threads
 from tvmopt.graph.importer import export_program, import_program
 from tvmopt.graph.kernels import Kernel, extract_kernels
 from tvmopt.graph.legalise import legalise
 from tvmopt.graph.network import Unsupported
+from tvmopt.graph.nhwc import ChannelsLastLayout
 from tvmopt.graph.one_function import one_function
+from tvmopt.graph.precision import NarrowPrecision
 from tvmopt.graph.simplify import simplify_passes
 from tvmopt.graph.strategy import DIRECT, PLAN
 from tvmopt.graph.views import MoveViews
+from tvmopt.machine import GpuMachine
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine, Machine
     from tvmopt.model import Model
 
 _log = logging.getLogger(__name__)
@@ -64,15 +68,20 @@ class Lowered:
         return {f"conv2d {geometry}": decision.way for geometry, decision in self.decided.items()}
 
 
-def lowering(block_layout: BlockLayout | None) -> list[Phase]:
-    """Phases 1 to 4: from the imported module to kernels. Without `block_layout`, TVM's own lowering in NCHW."""
+def lowering(ours: tvm.transform.Pass | None, dtype: str = "float32") -> list[Phase]:
+    """Phases 1 to 4: from the imported module to kernels computing in `dtype`.
+
+    `ours` brings the network into our layout and operators; without it, TVM's own lowering in NCHW.
+    """
     transform = relax.transform
-    blocked = block_layout is not None
+    # What a CPU's registers are for: elementary functions by lanes, views out of the way of its epilogues.
+    blocked = isinstance(ours, BlockLayout)
     views = [MoveViews(), transform.DeadCodeElimination(["main"])] if blocked else []
-    layout = [block_layout, transform.CanonicalizeBindings()] if block_layout is not None else []
-    legal = legalise(block_layout.machine.lanes) if block_layout is not None else transform.LegalizeOps()
+    layout = [ours, transform.CanonicalizeBindings()] if ours is not None else []
+    legal = legalise(ours.machine.lanes) if isinstance(ours, BlockLayout) else transform.LegalizeOps()
+    narrow = [NarrowPrecision(dtype)] if dtype != "float32" else []
     return [
-        Phase("1-simplify", [*simplify_passes(), *views]),
+        Phase("1-simplify", [*simplify_passes(), *narrow, *views]),
         Phase("2-layout", layout),
         Phase("3-legalise", [legal, transform.AnnotateTIROpPattern(), transform.FoldConstant()]),
         Phase("4-fuse", [transform.FuseOps(), transform.FuseTIR(), transform.DeadCodeElimination(["main"])]),
@@ -106,7 +115,9 @@ def building() -> list[Phase]:
     ]
 
 
-def run_phases(module: tvm.IRModule, phases: list[Phase], machine: Machine, dump_dir: Path | None) -> tvm.IRModule:
+def run_phases(
+    module: tvm.IRModule, phases: list[Phase], machine: AnyMachine, dump_dir: Path | None
+) -> tvm.IRModule:
     """Run `phases` on `module` under the machine's target, dumping after each."""
     with machine.target(), tvm.transform.PassContext(opt_level=3):
         for phase in phases:
@@ -134,7 +145,7 @@ def uses_blocked_layout(variant: str, strategies: Mapping[str, str]) -> bool:
 
 def lower_model(
     model: Model,
-    machine: Machine,
+    machine: AnyMachine,
     strategies: Mapping[str, str] | None = None,
     *,
     variant: str = "manual",
@@ -149,14 +160,22 @@ def lower_model(
 
     Raises:
         ModelError, UnsupportedOperatorError: the model cannot be imported or lowered; the message names the operator.
-        OutputError: `dump_dir` cannot be written.
+        OutputError: `dump_dir` cannot be written. TargetError: a narrow dtype on a CPU.
     """
+    if model.dtype != "float32" and not isinstance(machine, GpuMachine):
+        raise TargetError(
+            f"--dtype {model.dtype}: schedules for CPUs compute in float32; leave it out, or build for a GPU: "
+            "--target cuda --arch sm_90"
+        )
     chosen = {**DEFAULT_STRATEGIES, **(strategies or {})}
     program = program or export_program(model)
     module = import_program(program, model.name)
     dump(module, "0-import", dump_dir)
-    layout = BlockLayout(machine, chosen) if uses_blocked_layout(variant, chosen) else None
-    module = run_phases(module, lowering(layout), machine, dump_dir)
+    layout: BlockLayout | ChannelsLastLayout | None = None
+    if uses_blocked_layout(variant, chosen):
+        on_gpu = isinstance(machine, GpuMachine)
+        layout = ChannelsLastLayout(machine, chosen) if on_gpu else BlockLayout(machine, chosen)
+    module = run_phases(module, lowering(layout, model.dtype), machine, dump_dir)
     left = sorted(_unlowered(module))
     if left:
         raise UnsupportedOperatorError(f"{model.name} uses {', '.join(left)}, which TVM cannot lower to kernels")
@@ -206,6 +225,27 @@ def build(module: tvm.IRModule, machine: Machine, dump_dir: Path | None = None) 
         return tvm.compile(module, target=machine.target(), relax_pipeline=None, tir_pipeline=host_pipeline.register())
     except Exception as error:
         raise ModelError(f"code generation failed: {one_line(error)}") from error
+
+
+def build_for_gpu(
+    module: tvm.IRModule,
+    machine: GpuMachine,
+    dump_dir: Path | None = None,
+    *,
+    cuda_graphs: bool = False,
+    fast_math: bool = False,
+) -> GpuBuild:
+    """Compile a lowered module for a GPU; a kernel without a schedule gets a default one.
+
+    Raises:
+        ModelError: TVM's code generator or nvcc refuses it, or a schedule leaves a loop to no thread.
+    """
+    module = with_threads(module, machine)
+    dump(module, "5-schedule", dump_dir)
+    with machine.target(), tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": cuda_graphs}):
+        module = tvm.transform.Sequential(memory_passes(cuda_graphs))(module)
+    dump(module, building()[-1].name, dump_dir)
+    return generate(module, machine, fast_math=fast_math)
 
 
 def _as_one_function(module: tvm.IRModule, machine: Machine, dump_dir: Path | None) -> tvm.IRModule:

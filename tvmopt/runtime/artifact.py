@@ -1,7 +1,9 @@
 """Exported artifacts: a shared library with a description of itself behind it, read before anything is run.
 
-    the ELF library as linked | JSON metadata | CRC-32 of all before | length of the JSON | magic
-                                                 4 bytes               8 bytes             8 bytes, little-endian
+    the ELF library as linked
+    a GPU's machine code, if it is for one
+    JSON metadata
+    CRC-32 of all before (4 bytes) | length of the JSON (8) | magic (8), little-endian
 
 The linker and the loader ignore what stands behind an ELF file's last section; so the file is an ordinary library,
 and its description can be read without loading it: code for a CPU that is not this one is refused, not executed.
@@ -28,15 +30,19 @@ from typing import TYPE_CHECKING, Any
 
 from tvmopt import __version__
 from tvmopt.errors import ArtifactError, OutputError, one_line
-from tvmopt.machine import Machine, available_cores
+from tvmopt.machine import AnyMachine, GpuMachine, Machine, available_cores, detect_gpu
+from tvmopt.machine_gpu import capability
 from tvmopt.runtime.executable import Compiled
+from tvmopt.runtime.gpu import CompiledForGpu, digest, provide, runtime_missing
 from tvmopt.runtime.signature import Signature
 
 if TYPE_CHECKING:
     import tvm
 
-# 2: the library may hold a network as one function; 1: the virtual machine runs it.
-FORMAT_VERSION = 2
+# 3: with a GPU's code behind the library; 2: the library may hold a network as one function; 1: the virtual machine
+# runs it.
+FORMAT_VERSION = 3
+_ONE_FUNCTION, _VIRTUAL_MACHINE = 2, 1
 _MAGIC = b"TVMOPT\x00\x01"
 _FOOTER = struct.Struct("<IQ8s")
 _CHUNK = 1 << 20
@@ -110,8 +116,14 @@ def load(path: str | PathLike[str], *, threads: int | None = None) -> Compiled:
         signature = Signature.from_json(metadata["signature"])
         # Not tvm.runtime.load_module, which goes by the file's name.
         load_library = tvm.get_global_func("ffi.Module.load_from_file.so")
+        kind: type[Compiled] = CompiledForGpu if "gpu" in metadata else Compiled
+        if "gpu" in metadata and metadata["gpu"]["code"] is not None:
+            start, size = metadata["gpu"]["code"]
+            with path.open("rb") as file:
+                file.seek(start)
+                provide(metadata["gpu"]["source_sha256"], file.read(size))
         with _without_scopes():
-            return Compiled._from_library(load_library(str(path.resolve()), "so"), signature, meta, path)
+            return kind._from_library(load_library(str(path.resolve()), "so"), signature, meta, path)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OSError) as error:
         raise ArtifactError(f"{path} cannot be loaded ({one_line(error, 150)}): export it anew") from error
 
@@ -164,6 +176,27 @@ def check_machine(path: Path, metadata: dict[str, Any]) -> None:
             f"{path} was built for {metadata['cpu']} and needs {', '.join(missing)}, which this CPU does not have: "
             "export it here, or build it with a --target whose mcpu both have"
         )
+    if "gpu" in metadata:
+        _check_gpu(path, metadata["gpu"])
+
+
+def _check_gpu(path: Path, built: dict[str, Any]) -> None:
+    """Raises ArtifactError where the GPU that is here cannot run code `built` for another, or none is here."""
+    here = detect_gpu()
+    if here is None:
+        raise ArtifactError(f"{path} was built for a CUDA GPU ({built['arch']}), and there is none here")
+    ours, theirs = capability(here.arch), capability(built["arch"])
+    # A cubin runs on its own generation from its own revision on, PTX on all that came later, source on this one.
+    same = ours // 10 == theirs // 10 and ours >= theirs
+    if not (same or (ours > theirs and built["ptx"])) and built["code"] is not None:
+        later = "and later ones" if built["ptx"] else "alone"
+        raise ArtifactError(
+            f"{path} was built for {built['arch']} {later}, and {here.name} is {here.arch}: export it with "
+            f"--target cuda --arch {here.arch}"
+        )
+    missing = runtime_missing()
+    if missing is not None:
+        raise ArtifactError(f"{path} cannot be run: {missing}")
 
 
 def host_features() -> dict[str, bool]:
@@ -192,7 +225,7 @@ def _write(compiled: Compiled, path: Path) -> None:
 
     if cc.get_cc() is None:
         raise ArtifactError("linking an artifact takes a C compiler: install gcc or clang, or name one in CC")
-    text = json.dumps(_describe(compiled), sort_keys=True).encode()
+    described = _describe(compiled)
     try:
         with _without_scopes():
             compiled.executable.export_library(str(path))
@@ -202,6 +235,11 @@ def _write(compiled: Compiled, path: Path) -> None:
     with path.open("r+b") as file:
         while chunk := file.read(_CHUNK):
             checksum = zlib.crc32(chunk, checksum)
+        if isinstance(compiled, CompiledForGpu) and compiled.code is not None:
+            described["gpu"]["code"] = [file.tell(), len(compiled.code.binary)]
+            checksum = zlib.crc32(compiled.code.binary, checksum)
+            file.write(compiled.code.binary)
+        text = json.dumps(described, sort_keys=True).encode()
         file.write(text)
         file.write(_FOOTER.pack(zlib.crc32(text, checksum), len(text), _MAGIC))
 
@@ -212,9 +250,15 @@ def _describe(compiled: Compiled) -> dict[str, Any]:
 
     meta = {name: _plain(value) for name, value in compiled.meta.items()}
     target = tvm.target.Target(json.loads(compiled.target)) if compiled.target else tvm.target.Target("llvm")
+    version = _VIRTUAL_MACHINE if compiled.meta["workspace_bytes"] is None else _ONE_FUNCTION
+    gpu = {}
+    if isinstance(compiled, CompiledForGpu):
+        version, gpu = FORMAT_VERSION, {"gpu": _describe_gpu(compiled)}
+        target = target.host
     return {
+        **gpu,
         # What an older tvmopt can load says so.
-        "format_version": 1 if compiled.meta["workspace_bytes"] is None else FORMAT_VERSION,
+        "format_version": version,
         "meta": meta,
         "target": compiled.target,
         "cpu": str(target.attrs.get("mcpu", "generic")),
@@ -226,6 +270,32 @@ def _describe(compiled: Compiled) -> dict[str, Any]:
     }
 
 
+def _describe_gpu(compiled: CompiledForGpu) -> dict[str, Any]:
+    """What the receiver of a GPU's code must have; `code` is where it stands in the file."""
+    machine, code = compiled.machine, compiled.code
+    assert isinstance(machine, GpuMachine)
+    return {
+        "arch": machine.arch,
+        "ptx": code is not None and code.ptx,
+        "code": None,
+        "source_sha256": digest(compiled.source),
+        "fast_math": bool(compiled.meta.get("fast_math")),
+    }
+
+
+def needs(metadata: dict[str, Any]) -> str | None:
+    """In words, what a receiver of a GPU's artifact must have; None for one that runs on a CPU."""
+    gpu = metadata.get("gpu")
+    if gpu is None:
+        return None
+    if gpu["code"] is None:
+        what = f"a GPU of {gpu['arch']}, and nvcc or NVRTC to compile its source when it is loaded"
+    else:
+        what = f"a GPU of {gpu['arch']}" + (" or later (PTX)" if gpu["ptx"] else ", no other")
+    architecture = metadata["platform"]["architecture"]
+    return f"{what}; a driver for CUDA 13, libcudart.so.13, TVM {metadata['versions']['tvm']}, Linux on {architecture}"
+
+
 def _plain(value: Any) -> Any:
     """`value` as JSON: by its own `to_json`, by its fields, or as text."""
     if hasattr(value, "to_json"):
@@ -235,10 +305,11 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def _machine(fields: Any) -> Machine | None:
+def _machine(fields: Any) -> AnyMachine | None:
     if not isinstance(fields, dict):
         return None
-    return Machine(**{**fields, "assumed": tuple(fields.get("assumed", ()))})
+    kind = GpuMachine if fields.get("kind") == "cuda" else Machine
+    return kind(**{**fields, "assumed": tuple(fields.get("assumed", ()))})
 
 
 def _platform() -> dict[str, str]:

@@ -18,7 +18,7 @@ from tvmopt.runtime.threads import use_threads
 if TYPE_CHECKING:
     import tvm
 
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
 
 
 class Compiled:
@@ -92,7 +92,7 @@ class Compiled:
         return str(self.meta.get("target", ""))
 
     @property
-    def machine(self) -> Machine | None:
+    def machine(self) -> AnyMachine | None:
         """The machine it was built for."""
         return self.meta.get("machine")
 

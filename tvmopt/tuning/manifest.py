@@ -12,7 +12,7 @@ from tvmopt.plan import Plan
 from tvmopt.tuning.lines import MANIFEST
 
 if TYPE_CHECKING:
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
     from tvmopt.model import Model
 
 FORMAT = 1
@@ -23,7 +23,7 @@ class Manifest:
     """The manifest's fields.
 
     `model`: spec, name, digest of the weights' shapes, dtype, input shapes. `target`: TVM's, as a dict. `machine`:
-    the `Machine`'s fields. `versions`: of tvm and tvmopt. `status`: `running`, `interrupted` or `finished`;
+    the `AnyMachine`'s fields. `versions`: of tvm and tvmopt. `status`: `running`, `interrupted` or `finished`;
     `ended_by`: the limit that ended the run. `trials`: candidates measured in all runs together. `network`: the
     medians of the whole network, in milliseconds, manual's and auto's, and which was `kept`; empty if not measured.
     """
@@ -99,7 +99,7 @@ def describe_model(model: Model) -> dict[str, Any]:
     }
 
 
-def new_manifest(model: Model, machine: Machine, strategies: dict[str, str], search: str, seed: int) -> Manifest:
+def new_manifest(model: Model, machine: AnyMachine, strategies: dict[str, str], search: str, seed: int) -> Manifest:
     """A manifest for a search that begins."""
     return Manifest(
         model=describe_model(model),
@@ -112,7 +112,7 @@ def new_manifest(model: Model, machine: Machine, strategies: dict[str, str], sea
     )
 
 
-def target_dict(machine: Machine) -> dict[str, Any]:
+def target_dict(machine: AnyMachine) -> dict[str, Any]:
     """TVM's target as plain JSON."""
     exported = dict(machine.target().export())
     return {str(k): v if isinstance(v, (int, float, bool)) else str(v) for k, v in exported.items() if k != "keys"}
@@ -127,7 +127,7 @@ def versions() -> dict[str, str]:
     return {"tvm": version("apache-tvm"), "tvmopt": tvmopt.__version__}
 
 
-def check_manifest(manifest: Manifest, path: Path, machine: Machine, model: Model | None = None) -> list[str]:
+def check_manifest(manifest: Manifest, path: Path, machine: AnyMachine, model: Model | None = None) -> list[str]:
     """Compares a log with what is to be built from it; returns differences of the machine, one line each.
 
     Raises:

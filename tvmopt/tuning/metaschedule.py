@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tvm.s_tir import Schedule
 
     from tvmopt.graph.kernels import Kernel
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
 
 # Of the evolution. Applying one trace takes about 15 ms, and a batch population x (generations + 1) of them: with
 # MetaSchedule's own defaults (512 and 4) half a minute, far longer than measuring the batch.
@@ -45,7 +45,7 @@ class Evolution:
     """
 
     def __init__(
-        self, kernel: Kernel, machine: Machine, *, trials: int, batch: int, seed: int = 0,
+        self, kernel: Kernel, machine: AnyMachine, *, trials: int, batch: int, seed: int = 0,
         known: set[str] | None = None, log: Log | None = None, cost_model: Any = None,
     ) -> None:  # fmt: skip
         from tvm.s_tir import meta_schedule as ms
@@ -147,7 +147,7 @@ class Evolution:
         self._database.commit_tuning_record(record)
 
 
-def cost_model(machine: Machine, seed: int) -> Any:
+def cost_model(machine: AnyMachine, seed: int) -> Any:
     """MetaSchedule's XGBoost model, one for all kernels of a session: what it learns on one serves the next."""
     import numpy as np
     from tvm.s_tir.meta_schedule.cost_model import XGBModel

@@ -17,7 +17,7 @@ from tvmopt.tuning.process import Process, WorkerError
 
 if TYPE_CHECKING:
     from tvmopt.graph.pipeline import Lowered
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
     from tvmopt.model import Model
     from tvmopt.runtime.executable import Compiled
 
@@ -41,16 +41,13 @@ def reference(model: Model) -> list[Any]:
         raise ModelError(f"the model cannot be run in fp64, which it is verified against: {one_line(error)}") from None
 
 
-def assemble(lowered: Lowered, functions: dict[str, Any], machine: Machine, model: Model, variant: str) -> Compiled:
+def assemble(lowered: Lowered, functions: dict[str, Any], machine: AnyMachine, model: Model, variant: str) -> Compiled:
     """The network of `lowered` with scheduled `functions` in the place of its kernels: one lowering, many builds."""
-    from tvmopt.graph.pipeline import build, with_kernels
-    from tvmopt.runtime.executable import Compiled
-    from tvmopt.runtime.signature import Signature
+    from tvmopt.graph.pipeline import with_kernels
+    from tvmopt.runtime import assemble as runtime
 
-    meta = {"model": model.name, "variant": variant, "target": str(machine.target()), "machine": machine,
-            "threads": machine.cores}  # fmt: skip
-    executable = build(with_kernels(lowered.module, functions), machine, None)
-    return Compiled(executable, Signature.from_exported(lowered.program), meta)
+    meta = {"model": model.name, "variant": variant, "dtype": model.dtype}
+    return runtime.assemble(with_kernels(lowered.module, functions), lowered.program, machine, meta)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tvm.s_tir import Schedule
 
     from tvmopt.graph.kernels import Kernel
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
     from tvmopt.model import Model
 
 SEARCHED = ("template", "metaschedule")
@@ -73,7 +73,7 @@ class OpenLog:
         return [self.resolve(kernel) for kernel in kernels]
 
 
-def open_log(path: Path, machine: Machine, model: Model | None = None) -> OpenLog:
+def open_log(path: Path, machine: AnyMachine, model: Model | None = None) -> OpenLog:
     """The log in the directory `path`, checked against the machine and the model to be built.
 
     Raises:

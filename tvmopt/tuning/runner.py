@@ -18,7 +18,7 @@ from tvmopt.tuning.worker import ROUNDS
 if TYPE_CHECKING:
     import tvm
 
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
 
 BUILD_LIMIT_S = 30.0
 RUN_LIMIT_S = 15.0
@@ -54,7 +54,7 @@ class Runner:
     """Worker processes on this machine, and the kernel they are at. Use it in a `with`."""
 
     def __init__(
-        self, machine: Machine, *, workers: int | None = None, strategy: str | None = None, seed: int = 0,
+        self, machine: AnyMachine, *, workers: int | None = None, strategy: str | None = None, seed: int = 0,
         build_limit_s: float = BUILD_LIMIT_S, run_limit_s: float = RUN_LIMIT_S,
     ) -> None:  # fmt: skip
         self._machine = machine

@@ -24,7 +24,7 @@ from tvmopt.tuning.task import Proposal, Task
 
 if TYPE_CHECKING:
     from tvmopt.graph.kernels import Kernel
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
     from tvmopt.registry import Rule
     from tvmopt.tuning.network import Compared
 
@@ -74,7 +74,7 @@ class Session:
     """A search under way. `measured` counts this run's candidates; `ended_by` names the limit that ended it."""
 
     def __init__(
-        self, kernels: Sequence[Kernel], machine: Machine, rules: Sequence[Rule], log: Log, manifest: Manifest,
+        self, kernels: Sequence[Kernel], machine: AnyMachine, rules: Sequence[Rule], log: Log, manifest: Manifest,
         settings: Settings, report: Report, *, selected: set[int] | None = None,
         always_compare: bool = False, compare: Callable[[Plan], Compared] | None = None,
     ) -> None:  # fmt: skip

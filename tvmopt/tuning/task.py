@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tvm.s_tir import Schedule
 
     from tvmopt.graph.kernels import Kernel
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
     from tvmopt.registry import Rule
     from tvmopt.tuning.metaschedule import Evolution
     from tvmopt.tuning.runner import Measurement
@@ -53,7 +53,7 @@ class Task:
     time relative to manual's.
     """
 
-    def __init__(self, index: int, kernel: Kernel, machine: Machine, rules: Sequence[Rule], log: Log) -> None:
+    def __init__(self, index: int, kernel: Kernel, machine: AnyMachine, rules: Sequence[Rule], log: Log) -> None:
         self.index = index
         self.kernel = kernel
         self.space = Space(kernel, machine, rules)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tvm.s_tir import Schedule
 
     from tvmopt.graph.kernels import Kernel
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
     from tvmopt.registry import Rule
 
 # Spaces of up to this many points are tried whole.
@@ -76,7 +76,7 @@ Pick = Callable[[str, Sequence[Any], Any], Any]
 class Space:
     """All schedules of the first of `rules` that takes `kernel`. `manual` is None where none does."""
 
-    def __init__(self, kernel: Kernel, machine: Machine, rules: Sequence[Rule]) -> None:
+    def __init__(self, kernel: Kernel, machine: AnyMachine, rules: Sequence[Rule]) -> None:
         self._kernel = kernel
         self._machine = machine
         self._rule: Rule | None = None

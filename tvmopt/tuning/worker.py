@@ -18,7 +18,7 @@ from tvmopt.tuning.process import serve
 if TYPE_CHECKING:
     import numpy as np
 
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
     from tvmopt.runtime.peak import Peak
 
 # Seconds of one sample. Many short turns beat few long ones: on a shared machine whose speed doubled and halved
@@ -56,7 +56,7 @@ class _Kernel:
 class Worker:
     """What the process can be asked. Modules come as TVM's JSON."""
 
-    def __init__(self, machine: Machine | None = None) -> None:
+    def __init__(self, machine: AnyMachine | None = None) -> None:
         self._kernels: dict[str, _Kernel] = {}
         self._machine = machine
         self._peak: Peak | None = None
