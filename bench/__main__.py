@@ -58,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
     group = made.add_argument_group("what is compared, and how long")
     group.add_argument("--variants", type=names, default=_VARIANTS, metavar="V,...", help="our variants, or none")
     group.add_argument("--peers", type=names, default=_PEERS, metavar="P,...",
-                       help="peers, or none; torch-channels-last is one more")  # fmt: skip
+                       help="peers, or none; torch-channels-last is one more; on a GPU torch, torch-channels-last, "
+                       "inductor and inductor-max-autotune")  # fmt: skip
     group.add_argument("--samples", type=positive_int, default=30, help="the fewest samples of a contender")
     group.add_argument("--time-limit", type=duration, default="5s",
                        help="how long a contender is timed at most; one not precise by then is marked")  # fmt: skip
@@ -87,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints and saves; 1 where a variant of ours failed."""
     args = parser().parse_args(argv)
     options = build_options(args)
-    from . import commands, environment, report, results, table
+    from tvmopt.machine import GpuMachine
+
+    from . import commands, environment, gpu, report, results, table
     from .cases import contenders
     from .measure import Data
     from .peers import installed
@@ -99,12 +102,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         results.check_writable(args.json, "--json")
     if args.report is not None:
         report.check(args.report, "--report")
-    peers, skipped = installed(args.peers)
+    peers, skipped = installed(args.peers, options.kind)
     # Wrong names are told before TVM is loaded, which `machine` does.
     contenders(specs, args.variants, peers, options)
     if args.dataset == "none" and args.limit:
         raise UsageError("--limit has no meaning without a data set")
     machine = options.machine()
+    if isinstance(machine, GpuMachine):
+        if args.profile:
+            raise UsageError("--profile times kernels on a CPU; on a GPU: python -m bench.kernels --target cuda")
+        gpu.require(machine)
     options = dataclasses.replace(options, threads=machine.cores)
     for line in (machine.describe(), *skipped):
         print(line, file=sys.stderr)
@@ -122,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wanted = networks(specs, args.sparsity, args.method, options, Path(folder))
         rows = _measure_all(
             {one: contenders([one.source], args.variants, peers, one.options)[one.source] for one in wanted},
-            settings, data, args.profile or args.report is not None,
+            settings, data, options.kind == "llvm" and (args.profile or args.report is not None),
         )  # fmt: skip
     described["load_after"] = environment.load()
     document = results.document(described, rows)

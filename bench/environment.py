@@ -13,15 +13,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from tvmopt.machine import Machine, available_cores
+from tvmopt.machine import AnyMachine, GpuMachine, available_cores, detect
+
+from . import gpu
 
 _PACKAGES = (
     "tvmopt", "apache-tvm", "apache-tvm-ffi", "torch", "torchvision", "numpy", "onnxruntime", "onnx", "openvino",
 )  # fmt: skip
 
 
-def describe(machine: Machine, threads: int) -> dict[str, Any]:
+def describe(machine: AnyMachine, threads: int) -> dict[str, Any]:
     """The `environment` of a result file, taken before measuring; `finish` adds what changed meanwhile."""
+    if isinstance(machine, GpuMachine):
+        return {**describe(detect(threads), threads), "host": host_name(machine), "gpu": gpu.describe(machine)}
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "host": host_name(machine),
@@ -44,8 +48,8 @@ def describe(machine: Machine, threads: int) -> dict[str, Any]:
     }
 
 
-def host_name(machine: Machine) -> str:
-    """A directory name for this host: the CPU and six digits that tell machines apart without naming them."""
+def host_name(machine: AnyMachine) -> str:
+    """A directory name for this host: the CPU or GPU, and six digits that tell machines apart unnamed."""
     name = re.sub(r"\((?:r|tm)\)|\bcpu\b|\bprocessor\b|@", " ", machine.name.lower())
     slug = "-".join(re.findall(r"[a-z0-9.]+", name))[:40].strip("-.") or "cpu"
     identity = _read(Path("/etc/machine-id")) or platform.node()

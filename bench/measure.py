@@ -83,7 +83,8 @@ def prepared(
             contenders.append(Contender(case.name, Worker(case.threads)))
             contenders[-1].tell({"do": "load", "case": case.to_json()})
         facts = _reference(cases[0], data, path, report)
-        probe = start_probe(cases[0].threads)
+        # On a GPU nobody else's use of the cores counts.
+        probe = start_probe(cases[0].threads) if cases[0].options.kind == "llvm" else None
         for contender in contenders:
             report(contender.name, "loading")
             contender.await_told(PREPARE_TIMEOUT_S)
@@ -161,7 +162,7 @@ def _row(
     return {
         "model": facts["model"],
         "variant": case.contender,
-        "target": "llvm",
+        "target": case.options.kind,
         "dtype": case.options.dtype,
         "batch": facts["batch"],
         "sparsity": facts.get("sparsity", 0.0),
@@ -192,5 +193,5 @@ def _row(
         "weights": case.options.weights,
         "inputs": facts.get("inputs"),
         "tuning_curve": known.get("tuning_curve"),
-        **{name: known[name] for name in ("profile", "roof") if name in known},
+        **{name: known[name] for name in ("profile", "roof", "gpu_state") if name in known},
     }

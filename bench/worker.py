@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tvmopt.errors import TvmoptError, VerificationError, one_line
+from tvmopt.machine import GpuMachine
 from tvmopt.runtime import timer
 
+from . import gpu
 from .cases import Case
 from .cold import Flush, take_cold
 from .process import run_delay
@@ -53,7 +55,7 @@ class Session:
         }
         self._case: Case
         self._model: Model | None = None
-        self._flush: Flush | None = None
+        self._flush: Flush | gpu.L2Flush | None = None
         self._reference: Reference
         self._reference_path: Path
         self._prepared: Prepared
@@ -100,7 +102,7 @@ class Session:
         if self._case.peer is not None:
             from . import peers
 
-            peers.load(self._case.peer)
+            peers.load(self._case.peer, self._case.options.kind)
         else:
             import tvmopt.variants  # noqa: F401
         return {}
@@ -120,7 +122,7 @@ class Session:
         native = self._native(self._reference.inputs[0])
         run = self._prepared.run
         self._call = lambda: run(*native)
-        watch = timer.stopwatch(self._call)
+        watch = self._watch()
         seconds = timer.warm_up(watch, limit_s=request["warm_up_s"])
         self._calls = timer.calibrate(watch, seconds)
         return {
@@ -136,7 +138,7 @@ class Session:
 
         `waited`: for what share of their time threads of this process, all together, wanted a core and had none.
         """
-        watch, count, budget = timer.stopwatch(self._call), request["samples"], request["budget_s"]
+        watch, count, budget = self._watch(), request["samples"], request["budget_s"]
         marks: list[tuple[float, float]] = []
 
         def mark() -> None:
@@ -146,20 +148,36 @@ class Session:
             "samples": timer.take_round(watch, self._calls, count, budget_s=budget, warmed=mark)
         }
         if request.get("cold"):
-            if self._flush is None:
-                machine = self._case.options.machine()
-                self._flush = Flush(self._case.threads, (machine.l1, machine.l2, machine.l3))
-            answer["cold"] = take_cold(self._call, self._flush, count, budget)
+            answer["cold"] = self._cold(watch, count, budget)
         mark()
         (began, before), (ended, after) = marks
         answer["waited"] = (after - before) / (ended - began)
         return answer
+
+    def _cold(self, watch: timer.Stopwatch, count: int, budget: float) -> list[float]:
+        machine = self._case.options.machine()
+        if isinstance(machine, GpuMachine):
+            flush = self._flush if isinstance(self._flush, gpu.L2Flush) else gpu.L2Flush(machine.l2)
+            self._flush = flush
+            return gpu.take_cold(watch, flush, count, budget)
+        if not isinstance(self._flush, Flush):
+            self._flush = Flush(self._case.threads, (machine.l1, machine.l2, machine.l3))
+        return take_cold(self._call, self._flush, count, budget)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._case.options.kind == "cuda"
+
+    def _watch(self) -> timer.Stopwatch:
+        return timer.event_stopwatch(self._call) if self._on_gpu else timer.stopwatch(self._call)
 
     def finish(self, request: dict[str, Any]) -> dict[str, Any]:
         """Checks the outputs again, measures accuracy if there is a data set, reads the peak of memory."""
         self._verify("after timing")
         accuracy = self._accuracy() if self._reference.predictions is not None else None
         facts = {"max_abs_err": self._worst, "accuracy": accuracy, "peak_memory_bytes": _peak_memory()}
+        if self._on_gpu:
+            facts["gpu_state"] = gpu.state()
         return {**facts, "tuning_curve": self._tuning_curve()}
 
     def profile(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +186,9 @@ class Session:
 
         options = self._case.options
         assert self._model is not None
-        found = profile(self._model, self._case.contender, options.machine(), options)
+        machine = options.machine()
+        assert not isinstance(machine, GpuMachine)
+        found = profile(self._model, self._case.contender, machine, options)
         return {"profile": [line.to_json() for line in found.lines], "roof": found.roof.to_json()}
 
     def _load(self, case: Case) -> Model:
@@ -188,7 +208,8 @@ class Session:
             # Without `options.machine()`: no TVM in a peer's process.
             from . import peers
 
-            return peers.prepare(self._case.peer, peers.in_dtype(self._model), self._case.threads), {}
+            model = peers.in_dtype(self._model)
+            return peers.prepare(self._case.peer, model, self._case.threads, options.kind), {}
         from tvmopt.variants import build_by_options
 
         from .peers import Prepared
@@ -198,7 +219,8 @@ class Session:
             options = dataclasses.replace(options, dump_dir=folder)
         compiled = build_by_options(self._model, self._case.contender, options.machine(), options)
         built = {"tuning_s": getattr(compiled, "tuning_s", None)}
-        return Prepared(compiled, list, lambda outputs: outputs, compiled.size_bytes()), built
+        native = (lambda inputs: [x.cuda() for x in inputs]) if self._on_gpu else list
+        return Prepared(compiled, native, lambda outputs: outputs, compiled.size_bytes()), built
 
     def _tuning_curve(self) -> dict[str, Any] | None:
         """How the search went that auto comes from; None for others, and without a log."""
@@ -223,6 +245,7 @@ class Session:
         return list(self._prepared.to_native(inputs))
 
     def _outputs(self, inputs: list[Any]) -> list[Any]:
+        """What it returns, where it was computed."""
         from tvmopt.runtime.verify import flatten
 
         return list(flatten(self._prepared.to_torch(self._prepared.run(*self._native(inputs)))))
@@ -253,7 +276,7 @@ class Session:
         assert self._reference.predictions is not None
         images, labels = load_data(self._reference_path)
         assert self._model is not None
-        scored = accuracy.scores(lambda part: self._outputs([part])[0], images, self._model.batch)
+        scored = accuracy.scores(lambda part: self._outputs([part])[0].cpu(), images, self._model.batch)
         return accuracy.accuracy(scored, labels, self._reference.predictions)
 
 

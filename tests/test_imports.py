@@ -26,7 +26,7 @@ LAYERS = [
     {"operators"},
     # What stands on neither TVM's graph nor on each other's order: descriptions and what reads them.
     {"model", "models", "data", "image_folder", "image_archive", "image_cache", "pt2", "torchvision_compat", "options",
-     "plan"},
+     "plan", "nvcc"},
     {"machine", "machine_gpu"},
     {"errors"},
 ]

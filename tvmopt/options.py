@@ -157,6 +157,11 @@ class BuildOptions:
     cuda_graphs: bool = False
     fast_math: bool = False
 
+    @property
+    def kind(self) -> str:
+        """`llvm` or `cuda`."""
+        return str(_target_fields(self.target).get("kind"))
+
     def machine(self) -> AnyMachine:
         """The machine to build for, with its thread count; raises TargetError where it cannot be built for.
 

@@ -45,16 +45,32 @@ PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "openvino": ("openvino", ("openvino",)),
 }
 DEFAULT = ("torch", "inductor", "onnxruntime", "openvino")
+# Those on a GPU, all of them measured by default.
+GPU_PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "torch": ("cuda_eager", ()),
+    "torch-channels-last": ("cuda_channels_last", ()),
+    "inductor": ("cuda_inductor", ("triton",)),
+    "inductor-max-autotune": ("cuda_max_autotune", ("triton",)),
+}
 
 
-def installed(wanted: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The wanted peers that can be used, and one line about each that cannot; UsageError for an unknown name."""
+def installed(wanted: Sequence[str], kind: str = "llvm") -> tuple[list[str], list[str]]:
+    """The wanted peers that can be used, and one line about each that cannot; UsageError for an unknown name.
+
+    On a GPU (`kind` is "cuda") those that are wanted by default are that machine's.
+    """
+    if kind == "cuda":
+        return _installed(tuple(GPU_PEERS) if tuple(wanted) == DEFAULT else wanted, GPU_PEERS)
+    return _installed(wanted, PEERS)
+
+
+def _installed(wanted: Sequence[str], known: dict[str, tuple[str, tuple[str, ...]]]) -> tuple[list[str], list[str]]:
     here: list[str] = []
     skipped: list[str] = []
     for name in wanted:
-        if name not in PEERS:
-            raise UsageError(f"--peers {name}: unknown; choose from {', '.join(PEERS)}")
-        missing = [package for package in PEERS[name][1] if importlib.util.find_spec(package) is None]
+        if name not in known:
+            raise UsageError(f"--peers {name}: unknown; choose from {', '.join(known)}")
+        missing = [package for package in known[name][1] if importlib.util.find_spec(package) is None]
         if missing:
             skipped.append(f'{name}: skipped, {", ".join(missing)} not installed (pip install "tvmopt[peers]")')
         else:
@@ -62,16 +78,17 @@ def installed(wanted: Sequence[str]) -> tuple[list[str], list[str]]:
     return here, skipped
 
 
-def load(name: str) -> None:
+def load(name: str, kind: str = "llvm") -> None:
     """Imports what the peer `name` needs, without building anything."""
-    importlib.import_module(f".{PEERS[name][0]}", __package__)
-    for package in PEERS[name][1]:
-        importlib.import_module(package)
+    file, packages = (GPU_PEERS if kind == "cuda" else PEERS)[name]
+    for package in (f".{file}", *packages):
+        importlib.import_module(package, __package__)
 
 
-def prepare(name: str, model: Model, threads: int) -> Prepared:
+def prepare(name: str, model: Model, threads: int, kind: str = "llvm") -> Prepared:
     """Builds the peer `name` for `model`."""
-    module = importlib.import_module(f".{PEERS[name][0]}", __package__)
+    file, _ = (GPU_PEERS if kind == "cuda" else PEERS)[name]
+    module = importlib.import_module(f".{file}", __package__)
     return module.prepare(model, threads)  # type: ignore[no-any-return]
 
 

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvmopt.errors import UsageError
+from tvmopt.machine import GpuMachine
+
 from .. import environment, results, statistics, table
 from ..cases import VARIANTS, Case
 from ..compare import SAME_WITHIN
@@ -66,6 +69,8 @@ def run(settings: Settings) -> int:
     plan = _plan(settings)
     training, test = _datasets(plan, settings.data_dir)
     machine = settings.options.machine()
+    if isinstance(machine, GpuMachine):
+        raise UsageError("this recipe compares methods that are a CPU's; leave out --target cuda")
     _say(machine.describe())
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tvmopt-recipe-")))

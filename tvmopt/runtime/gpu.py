@@ -33,7 +33,7 @@ def digest(source: str) -> str:
 def provide(source_digest: str, binary: bytes) -> None:
     """Has TVM's runtime take `binary` where it would compile the source of that digest."""
     _known[source_digest] = binary
-    _register()
+    use_own_compiler()
 
 
 def _compile(source: Any) -> bytes:
@@ -54,7 +54,8 @@ def _compile(source: Any) -> bytes:
     return known
 
 
-def _register() -> None:
+def use_own_compiler() -> None:
+    """Has TVM's runtime compile CUDA source, where it is given such, as we do: without fast-math."""
     import tvm_ffi
     from tvm.support import nvcc  # noqa: F401  (registers TVM's own, which ours replaces)
 
@@ -96,7 +97,7 @@ class CompiledForGpu(Compiled):
         self.source, self.code = source, code
         if code is not None:
             provide(digest(source), code.binary)
-        _register()
+        use_own_compiler()
         missing = runtime_missing()
         self._set_up_gpu(None if missing else executable.jit(), executable, signature, meta, missing)
 

@@ -1,7 +1,7 @@
 """The one timer, for single kernels and for whole networks.
 
 What is timed is a `Stopwatch`: a function that makes `n` calls and returns the seconds they took together. So a
-Python callable, TVM's native loop and (one day) CUDA events are timed by the same rules:
+Python callable, TVM's native loop and what a GPU does between two events are timed by the same rules:
 
 1. warm up until the time of a call no longer changes;
 2. calibrate how many calls make a sample of at least 10 ms, so that a short kernel is not lost in the clock's noise;
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import tvm
@@ -72,6 +72,40 @@ def native_stopwatch(library: tvm.runtime.Module, name: str, arguments: Sequence
     def watch(calls: int) -> float:
         evaluator = library.time_evaluator(name, tvm.cpu(), number=calls, repeat=1)
         return float(evaluator(*arguments).mean) * calls
+
+    return watch
+
+
+def event_stopwatch(
+    call: Callable[[], object],
+    event: Callable[[], Any] | None = None,
+    synchronize: Callable[[], object] | None = None,
+) -> Stopwatch:
+    """A stopwatch round calls that queue work on a GPU: the time between an event before the first and one behind the
+    last, on the GPU's own clock. Where launches take longer than what they start, that is what they take.
+
+    `event` makes one, with `record()` and `elapsed_time(other)` in milliseconds, and `synchronize` waits until the GPU
+    is done; by default CUDA's, through torch.
+    """
+    if event is None or synchronize is None:
+        import torch
+
+        def event() -> Any:
+            return torch.cuda.Event(enable_timing=True)
+
+        synchronize = torch.cuda.synchronize
+    make, wait = event, synchronize
+
+    def watch(calls: int) -> float:
+        begin, end = make(), make()
+        # What was queued before is not timed.
+        wait()
+        begin.record()
+        for _ in repeat(None, calls):
+            call()
+        end.record()
+        wait()
+        return float(begin.elapsed_time(end)) * 1e-3
 
     return watch
 

@@ -104,12 +104,18 @@ def new_manifest(model: Model, machine: AnyMachine, strategies: dict[str, str], 
     return Manifest(
         model=describe_model(model),
         target=target_dict(machine),
-        machine={name: value for name, value in asdict(machine).items() if name != "assumed"},
+        machine=_compared(machine),
         versions=versions(),
         strategies=dict(strategies),
         search=search,
         seed=seed,
     )
+
+
+def _compared(machine: AnyMachine) -> dict[str, Any]:
+    """The fields that tell machines apart."""
+    kept = {item.name for item in fields(machine) if item.compare}
+    return {name: value for name, value in asdict(machine).items() if name in kept}
 
 
 def target_dict(machine: AnyMachine) -> dict[str, Any]:
@@ -147,7 +153,7 @@ def check_manifest(manifest: Manifest, path: Path, machine: AnyMachine, model: M
             f"{path}: made with TVM {manifest.versions['tvm']}, this is {ours}: install that version, or tune again "
             "with --fresh"
         )
-    here = {name: value for name, value in asdict(machine).items() if name != "assumed"}
+    here = _compared(machine)
     return [
         f"{name}: {manifest.machine.get(name)} in the log, {value} here"
         for name, value in here.items()

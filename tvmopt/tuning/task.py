@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tvmopt.graph.gpu_default import schedule_default
+from tvmopt.machine import GpuMachine
 from tvmopt.operators import ANCHORS
 from tvmopt.plan import KernelPlan
 from tvmopt.tuning.lines import Trial
@@ -88,8 +90,12 @@ class Task:
 
     @property
     def baseline_module(self) -> tvm.IRModule:
-        """Manual's schedule; the unscheduled function where no rule takes the kernel."""
-        return self.space.manual.schedule.mod if self.space.manual else key_module(self.kernel.func)
+        """Manual's schedule; where no rule takes the kernel the unscheduled function, or a GPU's default schedule."""
+        if self.space.manual is not None:
+            return self.space.manual.schedule.mod
+        if isinstance(self._machine, GpuMachine):
+            return key_module(schedule_default(self.kernel.func, self._machine.target()))
+        return key_module(self.kernel.func)
 
     def can(self, source: str) -> bool:
         """Whether there is anything to search in `source`."""

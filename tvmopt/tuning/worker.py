@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.tuning.process import serve
@@ -18,7 +18,7 @@ from tvmopt.tuning.process import serve
 if TYPE_CHECKING:
     import numpy as np
 
-    from tvmopt.machine import AnyMachine
+    from tvmopt.machine import Machine
     from tvmopt.runtime.peak import Peak
 
 # Seconds of one sample. Many short turns beat few long ones: on a shared machine whose speed doubled and halved
@@ -41,13 +41,17 @@ ROUNDS = 21
 
 @dataclass
 class _Kernel:
-    """One kernel: its arguments, the indices of those it writes, what they must hold, and what is built of it."""
+    """One kernel: its arguments, the indices of those it writes, what they must hold, and what is built of it.
+
+    `device` is where its arguments lie.
+    """
 
     arguments: list[Any]
     outputs: list[int]
     target: Any
     dtype: str
     strategy: str | None
+    device: Any
     expected: list[np.ndarray] = field(default_factory=list)
     baseline: Any = None
     built: dict[int, Any] = field(default_factory=dict)
@@ -56,7 +60,7 @@ class _Kernel:
 class Worker:
     """What the process can be asked. Modules come as TVM's JSON."""
 
-    def __init__(self, machine: AnyMachine | None = None) -> None:
+    def __init__(self, machine: Machine | None = None) -> None:
         self._kernels: dict[str, _Kernel] = {}
         self._machine = machine
         self._peak: Peak | None = None
@@ -69,10 +73,11 @@ class Worker:
         import tvm
 
         module = tvm.ir.load_json(reference)
-        kernel = _Kernel(
-            [], list(spec["outputs"]), tvm.target.Target(spec["target"]), spec["dtype"], spec["strategy"]
-        )  # fmt: skip
-        function = _compile(kernel, module)
+        target = tvm.target.Target(spec["target"])
+        on_gpu = target.kind.name == "cuda"
+        kernel = _Kernel([], list(spec["outputs"]), target, spec["dtype"], spec["strategy"], tvm.cpu())
+        # What is right is computed on a CPU: on a GPU a kernel without a schedule does not run.
+        function = _compile(replace(kernel, target=tvm.target.Target("llvm")) if on_gpu else kernel, module)
         for positive in (False, True):
             kernel.arguments = _inputs(module["main"], spec["seed"], positive)
             _run(kernel, function)
@@ -80,6 +85,10 @@ class Worker:
             kernel.expected = [_wide(kernel.arguments[i].numpy()) for i in kernel.outputs]
             if _finite(kernel.expected):
                 break
+        if on_gpu:
+            # Others' use of the cores does not count there.
+            self._machine, kernel.device = None, tvm.cuda(0)
+            kernel.arguments = [tvm.runtime.tensor(one.numpy(), kernel.device) for one in kernel.arguments]
         kernel.baseline = _compile(kernel, tvm.ir.load_json(baseline))
         problem = _problem(kernel, kernel.baseline)
         if problem:
@@ -157,6 +166,10 @@ class Worker:
 def _compile(kernel: _Kernel, module: Any) -> Any:
     import tvm
 
+    if kernel.target.kind.name == "cuda":
+        from tvmopt.runtime.gpu import use_own_compiler
+
+        use_own_compiler()
     built = tvm.compile(module, target=kernel.target).jit()
     # Taking the function out is what makes LLVM generate code: part of building, not of measuring.
     built["main"]
@@ -169,7 +182,7 @@ def _run(kernel: _Kernel, built: Any) -> None:
 
     for index in kernel.outputs:
         array = kernel.arguments[index].numpy()
-        kernel.arguments[index].copyfrom(np.full_like(array, np.nan if array.dtype.kind == "f" else -1))
+        kernel.arguments[index].copyfrom(np.full_like(array, np.nan if "float" in array.dtype.name else -1))
     built["main"](*kernel.arguments)
 
 
@@ -183,10 +196,11 @@ def _problem(kernel: _Kernel, built: Any) -> str | None:
 
 
 def _watch(kernel: _Kernel, built: Any, calls: int) -> float:
-    """Seconds of `calls` calls, timed in TVM's own loop: Python's would be half of a short kernel's time."""
-    import tvm
+    """Seconds of `calls` calls, timed in TVM's own loop: Python's would be half of a short kernel's time.
 
-    evaluator = built.time_evaluator("main", tvm.cpu(), number=calls, repeat=1)
+    On a GPU it times by events.
+    """
+    evaluator = built.time_evaluator("main", kernel.device, number=calls, repeat=1)
     return float(evaluator(*kernel.arguments).mean) * calls
 
 
@@ -232,7 +246,7 @@ def _inputs(func: Any, seed: int, positive: bool) -> list[Any]:
 
 
 def _wide(array: np.ndarray) -> np.ndarray:
-    return array.astype("float64") if array.dtype.kind == "f" else array.copy()
+    return array.astype("float64") if "float" in array.dtype.name else array.copy()
 
 
 def _finite(arrays: list[np.ndarray]) -> bool:
