@@ -206,6 +206,17 @@ def test_cuda_export_command(tmp_path):
     assert metadata["gpu"]["arch"] == "sm_90" and metadata["meta"]["dtype"] == "float16"
 
 
+def test_cuda_tuning_without_a_gpu_says_what_to_do():
+    for arguments, words in (((), "--arch"), (("--arch", "sm_90"), "tuning for sm_90 measures candidates on the GPU")):
+        done = command("tvmopt.tune", "digits_cnn", "--target", "cuda", *arguments)
+        assert done.returncode == 1 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_cuda_bench_without_a_gpu_says_what_to_do():
+    done = command("bench", "digits_cnn", "--target", "cuda", "--arch", "sm_90", "--peers", "none")
+    assert done.returncode == 1 and "bench/gpu/run.sh" in done.stderr and done.stderr.count("\n") == 1
+
+
 @pytest.mark.slow
 @needs_nvcc
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmopt.errors import UsageError
+from tvmopt.errors import TargetError, UsageError
 from tvmopt.options import (
     BuildOptions,
     Parser,
@@ -80,7 +80,14 @@ def tune(
         raise UsageError(f"search={search!r}: choose one of {', '.join(SEARCHES)}")
     options = options or BuildOptions(target={"cpu": "llvm"}.get(target, target), log_dir=Path(log_dir))
     machine = options.machine()
-    from tvmopt.machine import configure_threads
+    from tvmopt.machine import GpuMachine, configure_threads
+
+    if isinstance(machine, GpuMachine) and not machine.present:
+        raise TargetError(
+            f"tuning for {machine.arch} measures candidates on the GPU, and it is not here: tune where it is "
+            "(bench/gpu/run.sh tune), or build with hand-written schedules: python -m tvmopt.export --target cuda "
+            f"--arch {machine.arch} --variant manual"
+        )
     from tvmopt.tuning.log import make_writable
     from tvmopt.tuning.session import Settings
 
@@ -95,6 +102,7 @@ def _search(
     model: Model, machine: AnyMachine, options: BuildOptions, settings: Settings, selected: set[int] | None,
     fresh: bool, report: Report | None,
 ) -> Tuned:  # fmt: skip
+    from tvmopt.machine import GpuMachine
     from tvmopt.registry import rules
     from tvmopt.tuning.lines import MANIFEST
     from tvmopt.tuning.log import Log
@@ -125,7 +133,7 @@ def _search(
         for name in log.torn:
             told.note(f"{path / name}: its last line was half-written, and dropped")
         strategies = manifest.strategies if goes_on else options.strategies
-        if not goes_on and selected is None:
+        if not goes_on and selected is None and not isinstance(machine, GpuMachine):
             strategies = measure_strategies(model, machine, found, options.strategies, told.note)
         lowered = lower_model(model, machine, strategies, program=manual.program)
         check_selection(selected, lowered.kernels)

@@ -173,8 +173,10 @@ def lower_model(
     dump(module, "0-import", dump_dir)
     layout: BlockLayout | ChannelsLastLayout | None = None
     if uses_blocked_layout(variant, chosen):
-        on_gpu = isinstance(machine, GpuMachine)
-        layout = ChannelsLastLayout(machine, chosen) if on_gpu else BlockLayout(machine, chosen)
+        if isinstance(machine, GpuMachine):
+            layout = ChannelsLastLayout(machine, chosen)
+        else:
+            layout = BlockLayout(machine, chosen)
     module = run_phases(module, lowering(layout, model.dtype), machine, dump_dir)
     left = sorted(_unlowered(module))
     if left:
