@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_options(args)
     from tvmopt.machine import GpuMachine
 
-    from . import commands, environment, gpu, report, results, table
+    from . import commands, environment, on_gpu, report, results, table
     from .cases import contenders
     from .measure import Data
     from .peers import installed
@@ -110,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = options.machine()
     if isinstance(machine, GpuMachine):
         if args.profile:
-            raise UsageError("--profile times kernels on a CPU; on a GPU: python -m bench.kernels --target cuda")
-        gpu.require(machine)
+            raise UsageError("--profile times kernels on a CPU only")
+        on_gpu.require(machine)
     options = dataclasses.replace(options, threads=machine.cores)
     for line in (machine.describe(), *skipped):
         print(line, file=sys.stderr)

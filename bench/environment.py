@@ -15,7 +15,7 @@ from typing import Any
 
 from tvmopt.machine import AnyMachine, GpuMachine, available_cores, detect
 
-from . import gpu
+from . import on_gpu
 
 _PACKAGES = (
     "tvmopt", "apache-tvm", "apache-tvm-ffi", "torch", "torchvision", "numpy", "onnxruntime", "onnx", "openvino",
@@ -25,7 +25,7 @@ _PACKAGES = (
 def describe(machine: AnyMachine, threads: int) -> dict[str, Any]:
     """The `environment` of a result file, taken before measuring; `finish` adds what changed meanwhile."""
     if isinstance(machine, GpuMachine):
-        return {**describe(detect(threads), threads), "host": host_name(machine), "gpu": gpu.describe(machine)}
+        return {**describe(detect(threads), threads), "host": host_name(machine), "gpu": on_gpu.describe(machine)}
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "host": host_name(machine),

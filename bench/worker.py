@@ -28,7 +28,7 @@ from tvmopt.errors import TvmoptError, VerificationError, one_line
 from tvmopt.machine import GpuMachine
 from tvmopt.runtime import timer
 
-from . import gpu
+from . import on_gpu
 from .cases import Case
 from .cold import Flush, take_cold
 from .process import run_delay
@@ -55,7 +55,7 @@ class Session:
         }
         self._case: Case
         self._model: Model | None = None
-        self._flush: Flush | gpu.L2Flush | None = None
+        self._flush: Flush | on_gpu.L2Flush | None = None
         self._reference: Reference
         self._reference_path: Path
         self._prepared: Prepared
@@ -157,9 +157,9 @@ class Session:
     def _cold(self, watch: timer.Stopwatch, count: int, budget: float) -> list[float]:
         machine = self._case.options.machine()
         if isinstance(machine, GpuMachine):
-            flush = self._flush if isinstance(self._flush, gpu.L2Flush) else gpu.L2Flush(machine.l2)
+            flush = self._flush if isinstance(self._flush, on_gpu.L2Flush) else on_gpu.L2Flush(machine.l2)
             self._flush = flush
-            return gpu.take_cold(watch, flush, count, budget)
+            return on_gpu.take_cold(watch, flush, count, budget)
         if not isinstance(self._flush, Flush):
             self._flush = Flush(self._case.threads, (machine.l1, machine.l2, machine.l3))
         return take_cold(self._call, self._flush, count, budget)
@@ -177,7 +177,7 @@ class Session:
         accuracy = self._accuracy() if self._reference.predictions is not None else None
         facts = {"max_abs_err": self._worst, "accuracy": accuracy, "peak_memory_bytes": _peak_memory()}
         if self._on_gpu:
-            facts["gpu_state"] = gpu.state()
+            facts["gpu_state"] = on_gpu.state()
         return {**facts, "tuning_curve": self._tuning_curve()}
 
     def profile(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tvm import relax
 
-from tvmopt.graph.blocked_ops import _constant, _is_blocked, _shape, _value, unary
+from tvmopt.graph.blocked_ops import _constant, _four, _is_blocked, _pair, _shape, _value, unary
+from tvmopt.operators.conv2d import Conv2d
+from tvmopt.operators.conv2d_nhwc import (
+    conv2d_depthwise_nhwc,
+    conv2d_implicit_gemm,
+    pack_depthwise_nhwc_weight,
+    pack_nhwc_weight,
+)
+from tvmopt.operators.gemm import batch_gemm, gemm
 
 if TYPE_CHECKING:
     from tvmopt.graph.blocking import Blocker, Value
@@ -19,25 +27,43 @@ if TYPE_CHECKING:
     Handler = Callable[[Blocker, relax.Call], Value | None]
 
 
-def _packed(kernel: np.ndarray) -> np.ndarray:
-    """Weights (O, I, KH, KW) -> (KH, KW, I, O)."""
-    return np.ascontiguousarray(kernel.transpose(2, 3, 1, 0))
+_FLOATS = ("float32", "float16", "bfloat16")
 
 
 def conv2d(state: Blocker, call: relax.Call) -> Value | None:
-    """A convolution with constant weights."""
+    """A convolution with constant weights, of any number of groups; summed in fp32."""
     data, weight = call.args
     attrs = call.attrs
     kernel = _constant(weight)
-    if kernel is None or attrs.data_layout != "NCHW" or attrs.kernel_layout != "OIHW" or int(attrs.groups) != 1:
+    if kernel is None or attrs.data_layout != "NCHW" or attrs.kernel_layout != "OIHW":
         return None
-    packed = state.weight((weight, "HWIO"), lambda: _packed(kernel))
-    out = relax.op.nn.conv2d(
-        state.blocked(data), packed, strides=list(attrs.strides), padding=list(attrs.padding),
-        dilation=list(attrs.dilation), groups=1, data_layout="NHWC", kernel_layout="HWIO", out_layout="NHWC",
-        out_dtype=str(call.ty.dtype),
+    if str(data.ty.dtype) not in _FLOATS:
+        return None
+    batch, channels, height, width = _shape(data)
+    conv = Conv2d(
+        batch, channels, kernel.shape[0], (height, width), _pair(kernel.shape[2:]), _pair(attrs.strides),
+        _four(attrs.padding), _pair(attrs.dilation), int(attrs.groups), state.block,
     )  # fmt: skip
-    return _value(state.builder.emit(out), kernel.shape[0])
+    function = conv2d_depthwise_nhwc if conv.is_depthwise else conv2d_implicit_gemm
+    pack = pack_depthwise_nhwc_weight if conv.is_depthwise else pack_nhwc_weight
+    packed = state.weight((weight, function.__name__), lambda: pack(kernel))
+    out = state.anchor(function, state.blocked(data), packed, conv=conv, out_dtype=str(call.ty.dtype))
+    return _value(out, conv.out_channels)
+
+
+def matmul(state: Blocker, call: relax.Call) -> Value | None:
+    """A product with a matrix, or of two stacks of equal leading dimensions."""
+    left, right = call.args
+    if len(_shape(left)) < 2 or str(left.ty.dtype) not in _FLOATS:
+        return None
+    if len(_shape(right)) == 2:
+        function = gemm
+    elif len(_shape(left)) > 2 and _shape(left)[:-2] == _shape(right)[:-2]:
+        function = batch_gemm
+    else:
+        return None
+    out = state.anchor(function, state.plain(left), state.plain(right), out_dtype=str(call.ty.dtype))
+    return _value(None, 0, out)
 
 
 def _operand(state: Blocker, expr: relax.Expr, shape: tuple[int, ...]) -> relax.Expr | None:
@@ -129,6 +155,7 @@ _UNARY = (
 
 HANDLERS: dict[str, Handler] = {
     "relax.nn.conv2d": conv2d,
+    "relax.matmul": matmul,
     "relax.nn.max_pool2d": pool2d,
     "relax.nn.avg_pool2d": pool2d,
     "relax.nn.adaptive_avg_pool2d": adaptive_avg_pool2d,

@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in stages of under 8 minutes; what is done is not done again, so a stage that was cut
+# short goes on where it was.
+#   bench/gpu/run.sh check|kernels|networks|tune     results in bench/results/gpu (or $TVMOPT_GPU_RESULTS)
+#   bench/gpu/run.sh --dry-run STAGE                 prints the commands of a stage
+# PYTHON names the interpreter (default: python3).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+results=${TVMOPT_GPU_RESULTS:-bench/results/gpu}
+python=${PYTHON:-python3}
+limit=450
+dry=false
+
+usage() {
+  sed -n '2,6p' "${BASH_SOURCE[0]}" | cut -c3- >&2
+  exit 2
+}
+
+if [[ ${1:-} == --dry-run ]]; then
+  dry=true
+  shift
+fi
+[[ $# -eq 1 ]] || usage
+
+# once NAME COMMAND...: runs COMMAND unless it came to its end before; its output goes to NAME.txt.
+once() {
+  local name=$1 left=$((limit - SECONDS)) status=0
+  shift
+  if $dry; then
+    printf '%s: %s\n' "$name" "$*"
+    return
+  fi
+  if [[ -e $results/$name.done ]]; then
+    echo "$name: done before"
+    return
+  fi
+  if ((left < 20)); then
+    echo "$name: no time left in this stage; the same command goes on from here"
+    exit 3
+  fi
+  echo "$name: $*"
+  timeout --kill-after=10 "$left" "$@" >"$results/$name.txt" 2>&1 || status=$?
+  tail -n 3 "$results/$name.txt"
+  if [[ $status -eq 0 ]]; then
+    touch "$results/$name.done"
+  else
+    echo "$name: FAILED with status $status, see $results/$name.txt"
+    failed=1
+  fi
+}
+
+failed=0
+$dry || mkdir -p "$results"
+
+check() {
+  once check-tests "$python" -m pytest -q -m cuda tests
+  if command -v compute-sanitizer >/dev/null || $dry; then
+    once check-sanitizer compute-sanitizer --tool memcheck --error-exitcode 9 "$python" -m pytest -q -m cuda tests
+    once check-races compute-sanitizer --tool racecheck --error-exitcode 9 "$python" -m pytest -q -m cuda tests
+  else
+    echo "check-sanitizer: there is no compute-sanitizer here: memory errors and races are not looked for"
+  fi
+}
+
+# measure NAME ARGUMENTS...: python -m bench, its result beside its output.
+measure() {
+  local name=$1
+  shift
+  once "$name" "$python" -m bench "$@" --target cuda --json "$results/$name.json"
+}
+
+kernels() {
+  local layer dtype
+  for layer in gemm_4096 gemm_1024 conv_64_56 conv_256_14 depthwise_96_56; do
+    for dtype in float32 float16; do
+      measure "kernel-$layer-$dtype" "bench/gpu/layers.py:$layer" --dtype "$dtype" --peers torch,torch-channels-last \
+        --time-limit 3s
+    done
+  done
+}
+
+networks() {
+  local model dtype batch
+  for model in resnet18 resnet50 mobilenet_v2; do
+    for dtype in float32 float16; do
+      for batch in 1 32; do
+        measure "$model-$dtype-b$batch" "torchvision:$model" --dtype "$dtype" --batch "$batch" --time-limit 3s
+      done
+      measure "$model-$dtype-b1-graphs" "torchvision:$model" --dtype "$dtype" --peers none --cuda-graphs --time-limit 3s
+    done
+  done
+}
+
+tune() {
+  local model
+  for model in resnet18 resnet50; do
+    once "tune-$model" "$python" -m tvmopt.tune "torchvision:$model" --target cuda --dtype float16 --time-budget 3m
+  done
+}
+
+require_gpu() {
+  $dry && return
+  "$python" - <<'PY' || {
+from tvmopt.machine import detect_gpu
+
+found = detect_gpu()
+if found is None:
+    raise SystemExit(1)
+print(found.describe())
+PY
+    echo "no CUDA GPU here: bench/gpu/run.sh --dry-run STAGE prints what would be run" >&2
+    exit 1
+  }
+}
+
+case $1 in
+  check) require_gpu && check ;;
+  kernels) require_gpu && kernels ;;
+  networks) require_gpu && networks ;;
+  tune) require_gpu && tune ;;
+  *) usage ;;
+esac
+exit "$failed"
