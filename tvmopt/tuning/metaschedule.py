@@ -10,7 +10,7 @@ import contextlib
 import logging
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,14 +61,13 @@ class Evolution:
         record = log.find(kernel.func) if log is not None else None
         if log is not None and record is not None:
             self._remember(log.apply(record, kernel.func), record.seconds)
-        with _without_intrinsics():
+        rules, intrinsics = _space(kernel, self._target)
+        with intrinsics():
             self._context = ms.TuneContext(
                 mod=module,
                 target=self._target,
-                # The rules for any CPU. Those chosen for this one by default add integer dot products, which need
-                # the intrinsics we do without.
                 space_generator=ms.space_generator.PostOrderApply(
-                    sch_rules="llvm", postprocs="llvm", mutator_probs="llvm"
+                    sch_rules=rules, postprocs=rules, mutator_probs=rules
                 ),
                 search_strategy=ms.search_strategy.EvolutionarySearch(
                     population_size=POPULATION,
@@ -156,6 +155,54 @@ def cost_model(machine: AnyMachine, seed: int) -> Any:
     np.random.seed(seed)
     with _quiet():
         return XGBModel(num_warmup_samples=32, num_tuning_cores=machine.cores, verbose_eval=0)
+
+
+def _space(kernel: Kernel, target: Any) -> tuple[str, Callable[[], contextlib.AbstractContextManager[None]]]:
+    """Whose rules make the space, and with which intrinsics.
+
+    On a CPU the rules for any: those chosen for this one by default add integer dot products, which need the
+    intrinsics we do without. On a GPU with tensor cores theirs for products of half precision, MetaSchedule's plain
+    ones for everything else.
+    """
+    if target.kind.name != "cuda":
+        return "llvm", _without_intrinsics
+    narrow = any(str(param.dtype) in ("float16", "bfloat16") for param in kernel.func.params)
+    if narrow and _is_product(kernel):
+        return "cuda-tensorcore", _with_tensor_cores
+    return "cuda", _without_intrinsics
+
+
+def _is_product(kernel: Kernel) -> bool:
+    return any(word in kernel.op or word in kernel.name for word in ("gemm", "matmul", "dense", "conv2d")) and not any(
+        word in kernel.op or word in kernel.name for word in ("depthwise", "group")
+    )
+
+
+@contextlib.contextmanager
+def _with_tensor_cores() -> Iterator[None]:
+    """Has CUDA's tensor intrinsics imported, and none of the other machines'.
+
+    Parsing one looks at the source of the whole call stack, which takes half a second beside torch, and there are some
+    four hundred: three minutes. Without the source, which nothing here needs, seconds.
+    """
+    import importlib
+    import importlib.util
+    import inspect
+
+    name = "tvm.s_tir.tensor_intrin"
+    if name not in sys.modules:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.submodule_search_locations
+        package = types.ModuleType(name)
+        package.__path__ = list(spec.submodule_search_locations)
+        sys.modules[name] = package
+        stack = inspect.stack
+        inspect.stack = lambda context=0: stack(0)
+        try:
+            importlib.import_module(f"{name}.cuda")
+        finally:
+            inspect.stack = stack
+    yield
 
 
 @contextlib.contextmanager
