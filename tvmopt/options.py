@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tvmopt.errors import TargetError, TvmoptError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from tvmopt.machine import AnyMachine
+    from tvmopt.machine import AnyMachine, Machine
     from tvmopt.model import Model
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -178,6 +178,15 @@ class BuildOptions:
         machine = detect(self.threads or fields.get("num-cores"))
         if fields.get("mcpu", machine.llvm_cpu) != machine.llvm_cpu:
             raise TargetError(f"--target: mcpu {fields['mcpu']}: only this host's, {machine.llvm_cpu}, is built for")
+        return machine
+
+    def cpu(self, what: str) -> Machine:
+        """The machine for `what`, which is for CPUs only; raises UsageError for a GPU."""
+        from tvmopt.machine import Machine
+
+        machine = self.machine()
+        if not isinstance(machine, Machine):
+            raise UsageError(f"{what} is for CPUs; leave out --target cuda")
         return machine
 
     def load(self, spec: str | None) -> Model:

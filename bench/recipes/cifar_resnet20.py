@@ -59,7 +59,7 @@ def run(settings: Settings) -> int:
     images = next((name for name in IMAGES if (root / name).exists()), None)
     if images is None or not (root / WEIGHTS).is_file():
         raise DataError(f"cifar-resnet20 needs {WEIGHTS} and {IMAGES[1]} under {root} (--data-dir says another)")
-    machine = settings.options.machine()
+    machine = settings.options.cpu("this recipe")
     configure_threads(machine.cores)
     epochs = settings.epochs or (1 if settings.quick else 10)
     with work_directory(settings) as folder:

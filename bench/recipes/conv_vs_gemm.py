@@ -17,9 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmopt.errors import UsageError
-from tvmopt.machine import GpuMachine
-
 from .. import environment, results, statistics, table
 from ..cases import VARIANTS, Case
 from ..compare import SAME_WITHIN
@@ -68,9 +65,7 @@ def run(settings: Settings) -> int:
     """
     plan = _plan(settings)
     training, test = _datasets(plan, settings.data_dir)
-    machine = settings.options.machine()
-    if isinstance(machine, GpuMachine):
-        raise UsageError("this recipe compares methods that are a CPU's; leave out --target cuda")
+    machine = settings.options.cpu("this recipe")
     _say(machine.describe())
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tvmopt-recipe-")))

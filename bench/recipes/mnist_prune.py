@@ -53,7 +53,7 @@ def run(settings: Settings) -> int:
     from tvmopt.training.loop import evaluate
 
     training, test = mnist(settings)
-    machine = settings.options.machine()
+    machine = settings.options.cpu("this recipe")
     configure_threads(machine.cores)
     epochs = settings.epochs or (1 if settings.quick else 8)
     sparsities = (0.5, 0.9) if settings.quick else SPARSITIES

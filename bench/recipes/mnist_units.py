@@ -37,7 +37,7 @@ def run(settings: Settings) -> int:
     from tvmopt.models.mnist_pruning import UnitsMLP
 
     training, test = mnist(settings)
-    machine = settings.options.machine()
+    machine = settings.options.cpu("this recipe")
     configure_threads(machine.cores)
     epochs = settings.epochs or (2 if settings.quick else 12)
     with work_directory(settings) as folder:

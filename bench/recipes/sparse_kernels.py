@@ -38,7 +38,7 @@ def run(settings: Settings) -> int:
     Raises:
         OutputError: the JSON file cannot be written. VerificationError: a kernel computes something else.
     """
-    machine = settings.options.machine()
+    machine = settings.options.cpu("this recipe")
     print(machine.describe(), file=sys.stderr)
     layers = [("conv2d", shape) for shape in RESNET50] + [("gemm", shape) for shape in PRODUCTS]
     sparsities: tuple[float, ...] = SPARSITIES
