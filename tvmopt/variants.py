@@ -149,8 +149,9 @@ def build_variant(
     if scheduling.missing:
         _log.warning(
             "%d of %d kernels of %s have no record in %s and take manual's schedule; "
-            "tune with: python -m tvmopt.tune %s",
+            "tune with: python -m tvmopt.tune %s%s",
             scheduling.missing, len(lowered.kernels), model.name, log_path, model.spec,
+            " --target cuda" if machine.kind == "cuda" else "",
         )  # fmt: skip
     meta = {
         "model": model.name,

@@ -14,7 +14,7 @@ RULES = [
     ("elementwise", 1, elementwise.rule),
 ]
 
-# What each rule's steps buy, one after the other (python -m bench.kernels --target cuda --ladder).
+# The steps of each rule, one after the other (tests/cuda build and run every rung).
 LADDERS = {
     "tensor_core": tensor_core.LADDER,
     "product": product.LADDER,

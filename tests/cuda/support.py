@@ -17,6 +17,9 @@ from tests.cuda.device import NVCC, NVDISASM, MachineCode, assemble
 from tvmopt.machine import named_gpu
 from tvmopt.registry import Scheduled, apply_rule, rules
 
+# nvcc takes seconds a kernel: so many of the pairs of boundary values are compiled for each architecture, others each.
+COMPILED = 24
+
 ARCHITECTURES = ("sm_80", "sm_90")
 SPILLED = 32
 ASYNC_COPIES = {"tirx.use_async_copy": True}

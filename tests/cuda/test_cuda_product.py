@@ -10,7 +10,7 @@ from tvmopt.schedules.cuda import LADDERS
 
 from bench.ladder import Taken
 from tests.cuda.cases import Case, convolution_cases, convolutions, product_cases, products
-from tests.cuda.support import ARCHITECTURES, compiled, executed, needs_nvcc
+from tests.cuda.support import ARCHITECTURES, COMPILED, compiled, executed, needs_nvcc
 
 CASES = {"product": product_cases, "convolution": convolution_cases}
 LARGE = products(2048, 2048, 2048)
@@ -59,9 +59,9 @@ def test_cuda_boundary_shapes_compile(arch: str) -> None:
 @needs_nvcc
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_cuda_every_pair_of_boundary_values_compiles(arch: str) -> None:
+def test_cuda_many_boundary_values_compile(arch: str) -> None:
     for kind in CASES:
-        for case in CASES[kind](2):
+        for case in random.Random(arch).sample(CASES[kind](2), COMPILED):
             compiled(case, arch)
 
 

@@ -10,7 +10,7 @@ from tvmopt.schedules.cuda.fragments import element, place
 
 from bench.ladder import Taken
 from tests.cuda.cases import Case, convolution_cases, convolutions, product_cases, products
-from tests.cuda.support import ARCHITECTURES, compiled, needs_nvcc
+from tests.cuda.support import ARCHITECTURES, COMPILED, compiled, needs_nvcc
 
 DTYPES = ("float16", "bfloat16")
 
@@ -55,8 +55,8 @@ def test_cuda_boundary_shapes_compile() -> None:
 @needs_nvcc
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_cuda_every_pair_of_boundary_values_compiles(arch: str) -> None:
-    for case in cases():
+def test_cuda_many_boundary_values_compile(arch: str) -> None:
+    for case in random.Random(arch).sample(cases(), COMPILED):
         assert compiled(case, arch).has("HMMA")
 
 
