@@ -85,7 +85,7 @@ def test_auto_without_a_log_takes_manuals_schedules_and_says_so_once(
 
     with caplog.at_level(logging.WARNING):
         auto = build_variant(model_of("digits_cnn"), "auto", detect(), log_dir=tmp_path)
-    assert auto.meta["plan"] == built("manual", "direct").meta["plan"]
+    assert auto.meta["plan"] == built("manual", "plan").meta["plan"]
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(said) == 1
     count = len(auto.meta["plan"])
@@ -97,13 +97,14 @@ def test_auto_without_a_log_takes_manuals_schedules_and_says_so_once(
 
 @pytest.mark.parametrize("variant", ["original", "manual"])
 def test_the_ir_is_written_after_every_phase(variant: str, tmp_path: Path) -> None:
+    from tvmopt.graph.blocking import BlockLayout
     from tvmopt.graph.pipeline import building, lowering
     from tvmopt.machine import detect
     from tvmopt.variants import build_variant
 
     machine = detect()
     build_variant(model_of("digits_cnn"), variant, machine, log_dir=tmp_path / "no", dump_dir=tmp_path / "ir")
-    phases = [*lowering(machine, {"conv2d": "direct"}, blocked=True), *building()]
+    phases = [*lowering(BlockLayout(machine, {"conv2d": "direct"})), *building()]
     expected = sorted(["0-import", "5-schedule", *(phase.name for phase in phases)])
     files = sorted((tmp_path / "ir").iterdir())
     assert [file.name for file in files] == [f"{name}.py" for name in expected]

@@ -33,8 +33,9 @@ def rule(sch: Schedule, kernel: Any, machine: GpuMachine, choose: Any) -> Schedu
         return None
     anchor = sch.get_sblock(reductions[0])
     iters = sch.get(anchor).iter_vars
-    kinds = [int(iv.iter_type) for iv in iters]
-    if kinds != [0, 0, 0, 0, 2, 2] or len(sch.get_loops(anchor)) != 6:
+    # Image, row, column, channel; and the window's rows and columns.
+    reduced = [int(iv.iter_type) == 2 for iv in iters]
+    if len(iters) != 6 or any(reduced[:4]) or not all(reduced[4:]) or len(sch.get_loops(anchor)) != 6:
         return None
     if int(iters[4].dom.extent) * int(iters[5].dom.extent) > MOST_TAPS or int(iters[3].dom.extent) == 1:
         return None

@@ -124,7 +124,7 @@ def schedule_product(sch: Schedule, anchor: Any, machine: GpuMachine, choose: An
     widths = [operand_width(sch, find_block(sch, name)) for name in ("left", "right")]
     tile = choose_tile(batch, rows, columns, machine, choose)
     steps = [d for d in (8, 16, 32) if tile.shared_bytes(d, QUAD) <= STATIC_SHARED]
-    step = choose("depth", steps, 16 if 16 in steps and depth > 8 else 8)
+    step = choose("depth", steps, max(d for d in steps if d <= 16 and (d <= 8 or depth > 8)))
     left_width, right_width = (
         choose(name, [w for w in (1, 2, 4) if w <= width], min(width, QUAD))
         for name, width in zip(("left_width", "right_width"), widths, strict=True)
