@@ -50,6 +50,7 @@ def test_a_cell_is_computed_once(tmp_path: Path) -> None:
         Cells(tmp_path / "c.json")
 
 
+@pytest.mark.slow
 def test_quick_runs_on_made_up_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_idx(tmp_path, count=60)
     out = tmp_path / "out.json"

@@ -22,6 +22,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_quick_on_the_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TVMOPT_DATA_DIR", raising=False)
     out, logs = tmp_path / "out.json", tmp_path / "logs"
