@@ -6,8 +6,8 @@ What none of them takes gets dlight's default (tvmopt/graph).
 from . import depthwise, elementwise, pool, product, sparse, tensor_core
 
 RULES = [
-    ("tensor_core", 1, tensor_core.rule),
-    ("product", 1, product.rule),
+    ("tensor_core", 2, tensor_core.rule),
+    ("product", 2, product.rule),
     ("sparse", 1, sparse.rule),
     ("depthwise", 1, depthwise.rule),
     ("pool", 1, pool.rule),

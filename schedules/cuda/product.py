@@ -150,7 +150,7 @@ def schedule_product(sch: Schedule, anchor: Any, machine: GpuMachine, choose: An
     inline_producers(sch, ["left", "left_pad", "right", "right_pad"])
     in_registers(sch, anchor, step_loop, quad_loop)
     sch.reverse_compute_at(copy, thread, preserve_unit_loops=True)
-    absorb(sch, output, [batch, rows, columns])
+    absorb(sch, output, [batch, rows, columns], tile.width)
     write_out(sch, copy, min(QUAD, widest(columns, "float32")))
     if stages > 1:
         annotate_pipeline(sch, step_loop, 2, stages)
@@ -181,17 +181,22 @@ def choose_tile(batch: int, rows: int, columns: int, machine: GpuMachine, choose
     return Tile(down, across, choose("rows", [1, 2, 4, 8], best.rows), choose("vectors", [1, 2], best.vectors))
 
 
-def absorb(sch: Schedule, output: Any, sizes: list[int]) -> None:
+def absorb(sch: Schedule, output: Any, sizes: list[int], tile_width: int) -> None:
     """Compute the epilogue where a thread's sums leave its registers; as a pass of its own where indices do not allow.
 
     The output's loops are first rewritten as those of the product (`sizes`: batch, rows, columns), so that the indices
     are the same. Only what is inside the result is written: the guards come with this step, which must be the last one
     to touch the loops of the copy out of the registers (later rewriting of its layout would lose them).
+
+    Groups of a convolution lie side by side in a row of the result, and TensorIR guards the end of the row only: where
+    a tile reaches beyond its group, what it computes there would be written over the next group's.
     """
+    row = int(sch.get(output).writes[0].source.shape[-1])
+    into_next_group = row != sizes[2] and sizes[2] % tile_width != 0
     regroup(sch, output, sizes if sizes[0] > 1 else sizes[1:])
     try:
         # With a single row (or column) TensorIR drops its index, and the guard with it.
-        if 1 in sizes[1:]:
+        if 1 in sizes[1:] or into_next_group:
             bind_elementwise(sch, output)
         else:
             sch.reverse_compute_inline(output)

@@ -121,7 +121,7 @@ def rule(sch: Schedule, kernel: Any, machine: GpuMachine, choose: Any) -> Schedu
     inline_producers(sch, ["left", "left_pad", "right", "right_pad"])
     staged = sch.cache_write(outer, 0, "shared.dyn")
     in_fragments(sch, anchor, outer, thread, steps, inner, staged, dtype)
-    absorb(sch, output, [batch, rows, columns])
+    absorb(sch, output, [batch, rows, columns], tile.width)
     _, lane, vector = sch.split(
         sch.fuse(*sch.get_loops(staged)[-2:]), [None, machine.warp, widest(columns, "float32")]
     )

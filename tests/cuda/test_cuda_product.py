@@ -30,6 +30,13 @@ def test_opencl_gives_pytorchs_results(kind: str) -> None:
         executed(case)
 
 
+def test_opencl_groups_do_not_write_into_each_other() -> None:
+    # A tile is wider than a group, and blocks run in any order: one run in five showed it.
+    row = dict(batch=1, out=64, size=7, kernel=5, stride=2, padding=1, dilation=1, groups=4) | {"in": 32}
+    for _ in range(10):
+        executed(convolutions(row))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CASES)
 def test_opencl_every_pair_of_boundary_values(kind: str) -> None:
