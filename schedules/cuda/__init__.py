@@ -8,7 +8,7 @@ from . import depthwise, elementwise, pool, product, sparse, tensor_core
 RULES = [
     ("tensor_core", 2, tensor_core.rule),
     ("product", 2, product.rule),
-    ("sparse", 1, sparse.rule),
+    ("sparse", 2, sparse.rule),
     ("depthwise", 1, depthwise.rule),
     ("pool", 1, pool.rule),
     ("elementwise", 1, elementwise.rule),

@@ -69,9 +69,10 @@ def rule(sch: Schedule, kernel: Any, machine: Any, choose: Any) -> Schedule | No
         sch.bind(block, "blockIdx.x")
         sch.bind(panel, "blockIdx.y")
     else:
-        flat = sch.fuse(own, panel, lane)
-        block, thread = sch.split(flat, [None, THREADS])
+        # Not one loop with the rows: a panel's index would be a remainder that TensorIR cannot prove to be its own.
+        block, thread = sch.split(sch.fuse(panel, lane), [None, THREADS])
         sch.bind(block, "blockIdx.x")
+        sch.bind(own, "blockIdx.y")
     sch.bind(thread, "threadIdx.x")
     sch.set_scope(anchor, 0, "local")
     sch.compute_at(anchor, thread, preserve_unit_loops=True)
@@ -133,6 +134,8 @@ def turn(sch: Schedule, turned: Any) -> None:
     sch.reorder(copy_row, copy_column)
     sch.storage_align(shared, 0, axis=0, factor=TILE, offset=1)
     for outer, inner in ((copy_row, copy_column), (column, row)):
+        # A matrix with fewer rows or columns than a tile: both copies must still be of the same threads.
+        _, inner = sch.split(inner, [None, TILE])
         turns, down = sch.split(outer, [None, TURN_ROWS])
         sch.bind(down, "threadIdx.y")
         sch.bind(inner, "threadIdx.x")
