@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # The largest error allowed, as a share of max|reference|. Rounding in a long accumulation and its depth give the
 # first two columns (PyTorch's own fp32 is off by at most 4e-6 over twelve of torchvision's families). Winograd's
-# transforms subtract numbers of like size: of fourteen families Inception is off most, by 7e-5 of the maximum.
+# transforms subtract numbers of like size: of sixteen families Inception is off most, by 7e-5 of the maximum.
 TOLERANCES: dict[str, dict[str, float]] = {
     "float32": {"direct": 5e-5, "gemm": 5e-5, "winograd": 3e-4},
     "float16": {"direct": 2e-2, "gemm": 2e-2, "winograd": 1e-1},

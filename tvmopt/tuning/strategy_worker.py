@@ -10,7 +10,7 @@ from typing import Any
 
 from tvmopt.tuning.process import serve
 
-# Weights that are to come from memory are as many copies as fill this: three times the largest L3 of a core complex.
+# Weights that are to come from memory are as many copies as fill this: three times an L3 of 32 MiB.
 STREAMED_BYTES = 96 << 20
 # One turn of one kernel.
 TURN_S = 0.004
