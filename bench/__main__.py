@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     options = build_options(args)
     from tvmopt.machine import GpuMachine
+    from tvmopt.model import check_spec
 
     from . import commands, environment, on_gpu, report, results, table
     from .cases import contenders
@@ -105,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     peers, skipped = installed(args.peers, options.kind)
     # Wrong names are told before TVM is loaded, which `machine` does.
     contenders(specs, args.variants, peers, options)
+    if len(specs) == 1:
+        check_spec(specs[0].strip())
     if args.dataset == "none" and args.limit:
         raise UsageError("--limit has no meaning without a data set")
     machine = options.machine()

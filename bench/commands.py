@@ -13,13 +13,13 @@ from .cases import PEER, VARIANTS
 # Where the results went says nothing of what was measured.
 _OUTPUTS = ("--json", "--report")
 # A file or a directory as another machine would not have it, alone or behind `--option=`.
-_ELSEWHERE = re.compile(r"(--[\w-]+=)?((?:/|~|[A-Za-z]:\\).*)", re.DOTALL)
+_ELSEWHERE = re.compile(r"(--[\w-]+=)?((?:/|~|\.\./|[A-Za-z]:\\).*)", re.DOTALL)
 
 
 def recorded(module: str, arguments: Sequence[str]) -> str:
     """`python -m MODULE ...` with the arguments as given, but for output files, and directories of this machine.
 
-    Of a path that begins at the root or at a home, the last part is kept.
+    Of a path that begins at the root, at a home or outside the working directory, the last part is kept.
     """
     kept: list[str] = []
     skip = False

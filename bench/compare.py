@@ -1,9 +1,11 @@
 """`python -m bench.compare OLD NEW [NEWER ...]`: what became faster, what slower, and what only looks so.
 
 A contender is called different only if the interval of its ratio excludes 1, the test between the rounds agrees, and
-the ratio is off by more than SAME_WITHIN. Where rounds differ by 1%, 1% of the builds compared with themselves are
-called different at 10 rounds and fewer at 30; of true differences of 3%, four in five are found at 10 rounds and all
-at 30 (tests/bench/test_bench_verdicts.py simulates it). That is for each line: of twenty, one may well be wrong.
+the ratio is off by more than SAME_WITHIN; and, where the reference loops between the turns say that the machine itself
+was slower in one of the runs, by more than that explains. Where rounds differ by 1%, 1% of the builds compared with
+themselves are called different at 10 rounds and fewer at 30; of true differences of 3%, four in five are found at 10
+rounds and all at 30 (tests/bench/test_bench_verdicts.py simulates it). That is for each line: of twenty, one may well
+be wrong.
 
 But a file holds one process a contender, and what a process has drawn once (where its memory came to lie) is the same
 in all of its rounds. So what is judged is those two processes. More rounds make that surer, and say nothing of the
@@ -132,15 +134,28 @@ def _line(old: dict[str, Any], new: dict[str, Any]) -> Line:
         return Line(new, _median(old), _median(new), None, f"failed in {' and '.join(failed)}")
     (after, new_rounds), (before, old_rounds) = results.counted(new, old)
     found = statistics.ratio(after, new_rounds, before, old_rounds)
-    return Line(new, _median(old), _median(new), found, verdict(found, old_rounds, new_rounds))
+    explained = _machine(old, new)
+    return Line(new, _median(old), _median(new), found, verdict(found, old_rounds, new_rounds, explained))
 
 
-def verdict(found: Ratio, old_rounds: Sequence[int], new_rounds: Sequence[int]) -> str:
-    """ "faster" or "slower" only if the interval excludes 1, the rounds' test agrees, and the size is not a nothing."""
+def _machine(old: dict[str, Any], new: dict[str, Any]) -> float:
+    """How many times as long the machine itself took in `new`, by the reference loops between the turns; else 1."""
+    before, after = (row.get("reference_gflops") for row in (old, new))
+    return float(before / after) if before and after else 1.0
+
+
+def verdict(found: Ratio, old_rounds: Sequence[int], new_rounds: Sequence[int], machine: float = 1.0) -> str:
+    """ "faster" or "slower" only if the interval excludes 1, the rounds' test agrees, and the size is not a nothing.
+
+    machine: how many times as long a loop that nobody changed took in the new run. What lies between 1 and that is
+    no difference of the build's: a neighbour that stays for the whole of one run slows all of its rounds.
+    """
     if min(len(set(old_rounds)), len(set(new_rounds))) < _FEWEST_ROUNDS:
         return "too few rounds"
-    apart = found.low > 1 or found.high < 1
-    if not apart or found.p >= _SIGNIFICANT or abs(found.value - 1) < SAME_WITHIN:
+    least, most = min(1.0, machine), max(1.0, machine)
+    apart = found.low > most or found.high < least
+    within = least * (1 - SAME_WITHIN) < found.value < most * (1 + SAME_WITHIN)
+    if not apart or found.p >= _SIGNIFICANT or within:
         return "no difference"
     return "slower" if found.value > 1 else "faster"
 

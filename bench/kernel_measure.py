@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import statistics
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,12 @@ class Turns:
         quiet = self.quiet(peak)
         kept = [i for i, is_quiet in enumerate(quiet) if is_quiet or sum(quiet) < FEWEST_QUIET]
         return [self.seconds[i] for i in kept], [self.rounds[i] for i in kept]
+
+    def reference(self, peak: float) -> float:
+        """GFLOP/s of the references round the turns that count, the slowest of each turn: the machine's speed then."""
+        _, rounds = self.counted(peak)
+        least = [min(*before, *after) for before, after in zip(self.before, self.after, strict=True)]
+        return statistics.median(least[self.rounds.index(number)] for number in rounds)
 
     def peaks(self) -> list[float]:
         """GFLOP/s over registers, of each turn: the better of before and after."""
@@ -190,7 +197,7 @@ def _row(
     """The result of one contender; raises VerificationError for a time that cannot be."""
     import numpy as np
 
-    from . import statistics
+    from . import statistics as ours
     from .results import FEWEST_QUIET, empty_row
 
     contender = facts["contenders"].get(name, {})
@@ -220,14 +227,14 @@ def _row(
         "target": "llvm",
         "dtype": "float32",
         "batch": 1,
-        "latency_ms": statistics.summary(used),
+        "latency_ms": ours.summary(used),
         "samples_ms": samples,
         "compile_s": contender.get("compile_s"),
         "max_abs_err": facts["errors"][name],
         "flops": flops,
         "threads": machine.cores,
         "strategy": ",".join(f"{op}={way}" for op, way in sorted(settings.strategies.items())) or "default",
-        "ci95": list(statistics.median_ci95(used, range(len(used)))),
+        "ci95": list(ours.median_ci95(used, range(len(used)))),
         "unstable": unstable,
         "rounds": turns.rounds,
         "op": op,
@@ -238,6 +245,7 @@ def _row(
         "bound": bound,
         "peak_fraction_all_turns": float(np.median(shares)),
         "peak_gflops": peak,
+        "reference_gflops": turns.reference(peak),
         "bandwidth_bytes_per_s": bandwidth,
         "clock_ghz": facts["clock_ghz"],
         "lanes": facts["lanes"],

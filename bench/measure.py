@@ -185,6 +185,7 @@ def _row(
         "rounds": list(all_samples.rounds) if timed else [],
         "quiet": [number in quiet for number in all_samples.rounds] if timed and fair else [],
         "quiet_turns": len(quiet),
+        "reference_gflops": contender.reference(counted) if timed and best else None,
         "peak_memory_bytes": known.get("peak_memory_bytes"),
         "tuning_s": known.get("tuning_s"),
         "error": contender.error,

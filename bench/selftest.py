@@ -34,7 +34,7 @@ _KERNEL, _MORE = "66x16x14x14,16,3,1,1", "68x16x14x14,16,3,1,1"
 _OTHERS = ("original", "manual", "peer:torch", "peer:inductor", "peer:onnxruntime", "peer:openvino")
 _TIMEOUT_S = 600.0
 # How long a contender is timed in each repeat of `among`, at most: seven of them, ten times, alone and together.
-_AMONG_S = 3.0
+_AMONG_S = 6.0
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def differ(new: Turns, old: Turns) -> tuple[str, float]:
     peak = max(max(*pair) for one in (new, old) for pair in (*one.before, *one.after))
     (a, rounds_a), (b, rounds_b) = new.counted(peak), old.counted(peak)
     found = ours.ratio(a, rounds_a, b, rounds_b)
-    return verdict(found, rounds_b, rounds_a), found.value
+    return verdict(found, rounds_b, rounds_a, old.reference(peak) / new.reference(peak)), found.value
 
 
 def same(machine: Machine, comparisons: int, settings: Settings, builds: int = 12) -> Finding:

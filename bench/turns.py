@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, Protocol
 
 from tvmopt.runtime import timer
@@ -121,6 +122,11 @@ class Contender:
         quiet = self.quiet(best)
         enough = not best or len(quiet) >= FEWEST_QUIET
         return (samples.of(quiet) if enough else samples), enough
+
+    def reference(self, counted: Samples) -> float:
+        """GFLOP/s of the probe round the turns that count, the slowest of each turn: the machine's speed then."""
+        least = [min(*self.surroundings[n].before, *self.surroundings[n].after) for n in set(counted.rounds)]
+        return median(least)
 
     def precise(self, settings: Settings, best: float = 0.0) -> bool:
         """Whether there are enough samples and their median is known well enough."""

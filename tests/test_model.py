@@ -119,7 +119,7 @@ def test_loading_leaves_the_global_generator_alone() -> None:
         ("torchvision:fcn_resnet50", "not a classification network"),
         ("no such thing", "FILE.py:FACTORY"),
         ("absent.py:net", "no such file"),
-        ("absent.pt2", "cannot be read"),
+        ("absent.pt2", "no such file"),
         ("absent.py", ":FACTORY"),
     ],
 )

@@ -105,16 +105,27 @@ def load_model(
     if (batch is not None and batch < 1) or (input_shape is not None and min(input_shape, default=0) < 1):
         raise InputError("batch and input shape must be at least 1 in every dimension")
     shape = None if input_shape is None else tuple(int(size) for size in input_shape)
+    check_spec(spec)
     if spec in BUILT_IN or spec.startswith(_TORCHVISION):
         return _load_named(spec, batch, shape, weights, seed, dtype)
     if spec.endswith(".pt2"):
         return _load_exported(spec, batch, shape, weights, dtype)
-    path, colon, factory = spec.rpartition(":")
-    if colon and path.endswith(".py"):
-        return _load_factory(spec, path, factory, batch, shape, weights, seed, dtype)
+    path, _, factory = spec.rpartition(":")
+    return _load_factory(spec, path, factory, batch, shape, weights, seed, dtype)
+
+
+def check_spec(spec: str) -> None:
+    """Raises ModelError for what cannot name a model, or names a file that is not there, without loading PyTorch."""
+    if spec in BUILT_IN or spec.startswith(_TORCHVISION):
+        return
+    path, colon, _ = spec.rpartition(":")
     if spec.endswith(".py"):
         raise ModelError(f"{spec} names no function: give {spec}:FACTORY, a function that returns (module, inputs)")
-    raise ModelError(f"unknown model {spec!r}: {_suggestion(spec)}")
+    if not spec.endswith(".pt2") and not (colon and path.endswith(".py")):
+        raise ModelError(f"unknown model {spec!r}: {_suggestion(spec)}")
+    file = Path(spec if spec.endswith(".pt2") else path)
+    if not file.exists():
+        raise ModelError(f"{file}: no such file")
 
 
 def from_module(

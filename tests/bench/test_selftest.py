@@ -50,6 +50,16 @@ def test_without_the_neighbours_seen_three_percent_are_lost() -> None:
     assert lost > 5
 
 
+def test_a_neighbour_that_stays_for_a_whole_run_makes_no_difference() -> None:
+    """Every turn of the new run was disturbed and took twice as long, and so did the references."""
+    found = [selftest.differ(turns(1.0, seed, 1.0), turns(1.0, 1000 + seed))[0] for seed in range(10)]
+    # 298 / 180 explains 1.66 of the 2.0.
+    assert found == ["slower"] * 10
+    for seed in range(10):
+        new = turns(0.8, seed, 1.0)
+        assert selftest.differ(new, turns(1.0, 1000 + seed))[0] == "no difference"
+
+
 def test_the_timer_is_set_beside_a_native_loop(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     status = selftest.main(["timer", "--repeats", "5", "--json", str(file)])
