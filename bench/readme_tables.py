@@ -11,7 +11,8 @@ import numpy as np
 
 from tvmopt.errors import DataError
 
-from . import commands, compare, results, statistics, table
+from . import commands, compare, readme_pruning, results, statistics, table
+from . import memory as resident
 from .cases import PEER, VARIANTS
 from .recipes import conv_vs_gemm
 
@@ -29,8 +30,9 @@ _PAIRS = (("auto", "manual"), ("manual", f"{PEER}torch"))
 
 
 def models(files: Sequence[Path]) -> str:
-    """One row a model: the medians in ms, the fastest in bold, and the command that makes them."""
-    body = []
+    """One row a model: the medians in ms, the fastest in bold; then the command of each file."""
+    body: list[list[str]] = []
+    made: list[str] = []
     for document in map(results.read, files):
         for rows in table.by_model(document["results"]).values():
             timed = {row["variant"]: row for row in rows}
@@ -38,8 +40,9 @@ def models(files: Sequence[Path]) -> str:
                 raise DataError(f"{rows[0]['model']} has a contender twice: a row of this table can't hold both")
             medians = [row["latency_ms"]["median"] for row in rows if row["latency_ms"]]
             cells = [_median(timed.get(name), min(medians, default=None)) for name in _MODEL_COLUMNS]
-            body.append([f"`{rows[0]['model']}`", *cells, f"`{commands.of_bench(document)}`"])
-    return _grid(["", *_MODEL_COLUMNS.values(), "command"], body)
+            body.append([f"`{rows[0]['model']}`", *cells, f"{len(made) + 1}"])
+        made.append(f"{len(made) + 1}. `{commands.of_bench(document)}`")
+    return "\n\n".join([_grid(["", *_MODEL_COLUMNS.values(), "run"], body), "\n".join(made)])
 
 
 def _median(row: Row | None, best: float | None) -> str:
@@ -53,13 +56,13 @@ def _median(row: Row | None, best: float | None) -> str:
 def conclusions(files: Sequence[Path]) -> str:
     """One item a model: the bench's own last line, auto beside manual, manual beside eager, what is unstable."""
     items, versions = [], []
-    for document in map(results.read, files):
+    for run, document in enumerate(map(results.read, files), 1):
         for rows in table.by_model(document["results"]).values():
             timed = {row["variant"]: row for row in rows if row["latency_ms"]}
             parts = [table.conclusion(rows)]
             parts += [_beside(timed[a], timed[b]) for a, b in _PAIRS if a in timed and b in timed]
             parts.append(f"{sum(row['unstable'] for row in rows)} of {len(rows)} medians are marked unstable")
-            items.append(f"- `{commands.of_bench(document)}`: {'; '.join(parts)}.")
+            items.append(f"- Run {run}, {'; '.join(parts)}.")
         peers = [row["variant"][len(PEER) :] for row in document["results"] if row["variant"].startswith(PEER)]
         known = document["environment"].get("versions", {})
         versions += [f"{name} {known[name]}" for name in dict.fromkeys(peers) if name in known]
@@ -170,6 +173,23 @@ def tuning(files: Sequence[Path]) -> str:
     return _grid(["", "candidates", "seconds", "auto beside manual, turn by turn at the end", "command"], body)
 
 
+def memory(files: Sequence[Path]) -> str:
+    """Resident memory of deployed networks: a row a model, and what the runtimes hold by themselves."""
+    parts = []
+    for path in files:
+        try:
+            document = json.loads(path.read_text())
+            rows, command = document["memory"], document["environment"]["command"]
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: no result of bench.memory: {error}") from error
+        header, *body = resident.lines(rows)
+        said = f"`{command}`. The runtimes by themselves, once imported: {resident.runtimes(rows)}."
+        parts += [_grid(header, body), said]
+    return "\n\n".join(parts)
+
+
 def _range(values: Sequence[float], form: str) -> str:
     """`88 to 93%`, and one figure where both are the same in print."""
     low, high = format(min(values), form), format(max(values), form)
@@ -184,4 +204,6 @@ def _grid(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 # Kind -> what makes its Markdown from its files.
 KINDS: dict[str, Callable[[Sequence[Path]], str]] = {
     "models": models, "conclusions": conclusions, "kernels": kernels, "recipe": recipe, "tuning": tuning,
+    "memory": memory, "mnist-prune": readme_pruning.mnist_cnn, "mnist-units": readme_pruning.mnist_mlp,
+    "cifar-resnet20": readme_pruning.cifar, "sparse-kernels": readme_pruning.kernels,
 }  # fmt: skip

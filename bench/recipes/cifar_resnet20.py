@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,31 +200,42 @@ def _facts(path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _show(rows: list[Row], facts: Mapping[str, Any], epochs: int, markdown: bool) -> int:
+def lines(rows: Sequence[Row], facts: Mapping[str, Any]) -> list[list[str]]:
+    """One line a network and variant, the header first."""
     dense = {row["variant"]: row for row in rows if row["model"].endswith("dense")}
-    lines = [["", "variant", "top-1", "held back", "zeros", "parameters", "bytes, sparse", "median ms", "dense is"]]
+    found = [["", "variant", "top-1", "held back", "zeros", "parameters", "bytes, sparse", "median ms", "dense is"]]
     for row in rows:
         name = row["model"].removeprefix("resnet20, ")
         timed = row["latency_ms"] is not None and dense[row["variant"]]["latency_ms"] is not None
         top1 = f"{row['accuracy']['top1']:.2%}" if row["accuracy"] else "failed"
         speed = f"{_ratio(dense[row['variant']], row):.2f}x" if timed else "failed"
-        lines.append(
+        found.append(
             [name, row["variant"], top1, f"{facts[name]['top1']['held back']:.2%}",
              f"{facts[name]['overall_sparsity']:.1%}", f"{row['params']:,}", f"{row['size_compressed_bytes']:,}",
              table.milliseconds(row["latency_ms"]["median"]) if timed else "failed", speed]
         )  # fmt: skip
-    print(f"ResNet-20 on CIFAR-10 as JPEG, {epochs} epochs of fine-tuning each, batch 1")
-    show(lines, markdown)
-    print()
-    for row in rows:
-        if row["error"] is not None:
-            print(f"{row['model']}, {row['variant']} failed: {row['error']}")
-    first = next(iter(dense.values()))
+    return found
+
+
+def behind(rows: Sequence[Row]) -> list[str]:
+    """How far the accuracy of each pruned network is below dense after the same fine-tuning, in words."""
+    first, found = rows[0], []
     for name in list(NETWORKS)[1:]:
         row = next(row for row in rows if row["model"].endswith(name))
         if row["accuracy"] and first["accuracy"]:
             less = (first["accuracy"]["top1"] - row["accuracy"]["top1"]) * 100
-            print(f"{name}: {less:.2f} points below dense after the same fine-tuning")
+            found.append(f"{name}: {less:.2f} points below dense after the same fine-tuning")
+    return found
+
+
+def _show(rows: list[Row], facts: Mapping[str, Any], epochs: int, markdown: bool) -> int:
+    print(f"ResNet-20 on CIFAR-10 as JPEG, {epochs} epochs of fine-tuning each, batch 1")
+    show(lines(rows, facts), markdown)
+    print()
+    for row in rows:
+        if row["error"] is not None:
+            print(f"{row['model']}, {row['variant']} failed: {row['error']}")
+    print("\n".join(behind(rows)))
     return 1 if any(row["error"] is not None for row in rows) else 0
 
 

@@ -8,6 +8,7 @@ random, as many blocks in every row; the weights are in the cache that holds the
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import environment, kernel_measure, results, sparsity_table
@@ -71,7 +72,13 @@ def measure(
         return kernel_measure.measure(op, shape, machine, turns, workers)[0]
 
 
-def line(rows: list[dict[str, Any]], sparsities: tuple[float, ...]) -> tuple[str, ...]:
+def header(sparsities: Sequence[float]) -> tuple[str, ...]:
+    """What the columns of `line` are."""
+    shares = [f"{sparsity:.0%} zeros" for sparsity in sparsities]
+    return ("layer", "direct us", "of the roof", "best dense us", *shares, "faster from")
+
+
+def line(rows: Sequence[dict[str, Any]], sparsities: Sequence[float]) -> tuple[str, ...]:
     """Texts under `header` for one layer."""
     direct, best = sparsity_table.dense_ms(rows)
     dense = [row for row in rows if not sparsity_table.is_sparse(row)]
@@ -98,11 +105,10 @@ def show(
 
     from ..table import markdown_grid
 
-    shares = [f"{sparsity:.0%} zeros" for sparsity in sparsities]
-    header = ("layer", "direct us", "of the roof", "best dense us", *shares, "faster from")
     heading = "speedup over direct and over the best dense strategy (m: bound by memory, share of that roof)"
     if markdown:
-        print(markdown_grid(heading, header, lines, left=1))
+        print(markdown_grid(heading, header(sparsities), lines, left=1))
     else:
-        Console(emoji=False, width=None if sys.stdout.isatty() else 200).print(grid(heading, header, lines, left=1))
+        console = Console(emoji=False, width=None if sys.stdout.isatty() else 200)
+        console.print(grid(heading, header(sparsities), lines, left=1))
     print("\n".join(sparsity_table.summary(rows)))
