@@ -80,14 +80,19 @@ def choose_vectors(out_blocks: int, rows: int, registers: int, choose: Any) -> i
 
 
 def choose_tasks(
-    sizes: Sizes, groups: int, bands: Sequence[int], halo: Callable[[int], float], machine: Machine, choose: Any
-) -> tuple[int, int]:
-    """(pixels of a band, shares of the output channels), `halo(band)` being the input a band needs for a pixel."""
+    sizes: Sizes, groups: int, bands: Sequence[int], halo: Callable[[int], float], machine: Machine, choose: Any,
+    turned: bool = False,
+) -> tuple[int, int]:  # fmt: skip
+    """(pixels of a band, shares of the output channels), `halo(band)` being the input a band needs for a pixel.
+
+    turned: the task has a copy of its band, which can stay in L2 while the weights of each group pass once.
+    """
 
     def traffic(band: int, share: int) -> float:
         # As in conv2d_direct: what does not fit half of L2 comes in again for every tile of the band.
         fits = sizes.weight_bytes / share <= machine.l2 / 2
-        weights = sizes.weight_bytes * (1 if fits else sizes.pixels // bands[0])
+        passes = sizes.pixels // (band if turned and band_stays(sizes, band, machine) else bands[0])
+        weights = sizes.weight_bytes * (1 if fits else passes)
         return weights + sizes.input_bytes * sizes.pixels * halo(band) * share
 
     shares = [s for s in divisors(groups) if s <= 4 * machine.cores] if sizes.pixels > 1 else divisors(groups)
@@ -100,9 +105,14 @@ def choose_turn(kept: int, choose: Any) -> int:
     return int(choose("unroll", [u for u in divisors(kept) if u <= 4], 1))
 
 
-def stays(choose: Any) -> bool:
+def band_stays(sizes: Sizes, band: int, machine: Machine) -> bool:
+    """Whether the input of a band leaves half of L2 to the weights."""
+    return sizes.input_bytes * band <= machine.l2 / 2
+
+
+def stays(choose: Any, default: bool = True) -> bool:
     """Whether the input stays while the weights stream by, or the other way round."""
-    return bool(choose("stationary", ["input", "weights"], "input") == "input")
+    return bool(choose("stationary", ["input", "weights"], "input" if default else "weights") == "input")
 
 
 def finish(sch: Schedule, anchor: Any, output: Any, spatial: int, order: Sequence[int], unroll: int) -> None:
