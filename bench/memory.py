@@ -117,8 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with tempfile.TemporaryDirectory(prefix="tvmopt-memory-") as folder:
                 rows.append(measure(Case(spec, PEER + name if name == CONTENDERS[-1] else name, options), Path(folder)))
             if args.json is not None:
-                text = json.dumps({"environment": described, "memory": rows}, indent=1) + "\n"
-                results.write_text(args.json, text)
+                results.write(results.document({**described, "memory": rows}, []), args.json)
     print("resident memory of the network, above what its runtime holds once imported; and its file")
     show(lines(rows), args.markdown)
     print(f"\nthe runtimes, once imported: {runtimes(rows)}")

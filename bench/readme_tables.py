@@ -177,13 +177,10 @@ def memory(files: Sequence[Path]) -> str:
     """Resident memory of deployed networks: a row a model, and what the runtimes hold by themselves."""
     parts = []
     for path in files:
-        try:
-            document = json.loads(path.read_text())
-            rows, command = document["memory"], document["environment"]["command"]
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: no result of bench.memory: {error}") from error
+        environment = results.read(path)["environment"]
+        if "memory" not in environment:
+            raise DataError(f"{path} is no result of bench.memory: name a file of its --json")
+        rows, command = environment["memory"], environment["command"]
         header, *body = resident.lines(rows)
         said = f"`{command}`. The runtimes by themselves, once imported: {resident.runtimes(rows)}."
         parts += [_grid(header, body), said]

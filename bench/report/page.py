@@ -10,7 +10,7 @@ from typing import Any
 from tvmopt.options import make_parser
 
 from .. import table
-from . import accuracy, kernels, latency, roofline, style, tables, tuning
+from . import accuracy, kernels, latency, roofline, sparse, style, tables, tuning
 from .runs import Run, Section, groups_of, is_kernel, runs_of
 
 _HERE = Path(__file__).resolve().parent
@@ -58,6 +58,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
         latency.section(groups, bench),
         accuracy.over_latency(whole, bench),
         accuracy.over_sparsity(whole, bench, prunes="--sparsity" in parser().format_usage()),
+        sparse.section(groups, bench),
         roofline.section(groups, bench),
         kernels.section(groups, bench),
         tuning.section(groups, tune, bench),

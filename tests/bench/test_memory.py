@@ -14,7 +14,7 @@ from tvmopt.errors import UsageError
 def test_a_network_holds_its_weights_and_no_compiler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "memory.json"
     assert memory.main(["digits_cnn", "--contenders", "manual", "--json", str(file)]) == 0
-    (row,) = json.loads(file.read_text())["memory"]
+    (row,) = json.loads(file.read_text())["environment"]["memory"]
     assert row["error"] is None
     assert 0 < row["imported"] <= row["loaded"] <= row["called"]
     own = row["called"] - row["imported"]

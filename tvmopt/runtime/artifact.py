@@ -34,6 +34,7 @@ from tvmopt.machine import AnyMachine, GpuMachine, Machine, available_cores, det
 from tvmopt.machine_gpu import capability
 from tvmopt.runtime.executable import Compiled
 from tvmopt.runtime.gpu import CompiledForGpu, digest, provide, runtime_missing
+from tvmopt.runtime.resident import page_out
 from tvmopt.runtime.signature import Signature
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ def load(path: str | PathLike[str], *, threads: int | None = None) -> Compiled:
                 file.seek(start)
                 provide(metadata["gpu"]["source_sha256"], file.read(size))
         with _without_scopes():
-            return kind._from_library(load_library(str(path.resolve()), "so"), signature, meta, path)
+            loaded = kind._from_library(load_library(str(path.resolve()), "so"), signature, meta, path)
+        page_out(path.resolve())
+        return loaded
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OSError) as error:
         raise ArtifactError(f"{path} cannot be loaded ({one_line(error, 150)}): export it anew") from error
 
