@@ -38,7 +38,7 @@ def _latency(group: Group) -> Chart:
     """A line for every contender and method; the model as it was begins the lines of all methods."""
     rows = [row for row in group.rows if row["latency_ms"]]
     methods = list(dict.fromkeys(row["method"] for row in rows if row["sparsity"]))
-    data = []
+    data: list[dict[str, Any]] = []
     for variant in dict.fromkeys(row["variant"] for row in rows):
         for number, method in enumerate(methods):
             mine = [row for row in rows if row["variant"] == variant and row["method"] in (method, None)]
