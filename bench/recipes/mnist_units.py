@@ -86,14 +86,17 @@ def plot(curves: dict[str, list[float]], found: dict[str, tuple[float, float]], 
         return
     figure: Any = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
+    # The upper curve's label above it, the lower one's below: they do not cross each other's line.
+    offsets = dict(zip(curves, ((-30, 12), (-75, -22)), strict=True))
     for name, curve in curves.items():
         percent = [[value * 100 for value in values] for values in (SPARSITIES, curve)]
         (line,) = axes.plot(*percent, marker="o", label=name)
         bend = found[name][1]
         at = curve[SPARSITIES.index(bend)] * 100
         axes.plot([bend * 100], [at], marker="o", markersize=14, markerfacecolor="none", color=line.get_color())
-        axes.annotate(f"knee {bend:.1%}", (bend * 100, at), xytext=(-75, -22), textcoords="offset points")
-    axes.set(xlabel="sparsity, %", ylabel="top-1, %", title="Weight and unit pruning on MNIST, no fine-tuning")
+        axes.annotate(f"knee {bend:.1%}", (bend * 100, at), xytext=offsets[name], textcoords="offset points")
+    axes.set(xlabel="sparsity, %", ylabel="top-1, %", ylim=(0, 112))
+    axes.set_title("Weight and unit pruning on MNIST, no fine-tuning")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)

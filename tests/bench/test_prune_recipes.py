@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import results
+from bench import readme_pruning, results
 from bench.recipes import Settings, cifar_resnet20, mnist_prune, mnist_units
 from bench.recipes.common import Cells
 from bench.recipes.knee import flat_to, knee
@@ -58,6 +58,8 @@ def test_quick_runs_on_made_up_images(tmp_path: Path, capsys: pytest.CaptureFixt
     assert mnist_prune.run(settings) == 0
     found = results.read(out)["environment"]["recipe"]
     assert found["dense"]["params"] == 1199882
+    text = readme_pruning.mnist_cnn([out])
+    assert "| unstructured 90% |" in text and "1,199,882 parameters, 4.58 MiB" in text
     cells = {(cell["method"], cell["sparsity"]): cell for cell in found["cells"]}
     assert list(cells) == [("unstructured", 0.5), ("unstructured", 0.9), ("filter", 0.5), ("filter", 0.9)]
     assert cells["unstructured", 0.9]["nonzero_params"] < 0.11 * 1199882
@@ -71,6 +73,9 @@ def test_quick_runs_on_made_up_images(tmp_path: Path, capsys: pytest.CaptureFixt
     found = results.read(out)["environment"]["recipe"]
     assert len(found["top1"]["units"]) == 13 and set(found["knee"]) == {"weights", "units"}
     assert out.with_suffix(".png").stat().st_size > 5000
+    assert "knee at" in readme_pruning.mnist_mlp([out])
+    with pytest.raises(DataError, match="no result of the recipe mnist-prune"):
+        readme_pruning.mnist_cnn([out])
 
 
 def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_opencl_every_pair_of_boundary_values(kind: str) -> None:
 def test_cuda_instructions(case: Case, arch: str) -> None:
     code = compiled(case, arch)
     # 2 blocks of 256 threads have an SM's 65536 registers.
-    assert code.registers <= 128
+    assert code.registers <= 128 and code.spilled == 0
     for instruction in ("LDGSTS.E.BYPASS.128", "LDS.128", "STG.E.128", "FFMA"):
         assert code.has(instruction), instruction
 
