@@ -26,7 +26,7 @@ RULES = [
     ("conv2d_sparse", 1, conv2d_sparse.rule),
     ("conv2d_sparse_pointwise", 1, pointwise_sparse.rule),
     ("conv2d_winograd", 1, conv2d_winograd.rule),
-    ("conv2d_depthwise", 2, conv2d_depthwise.rule),
+    ("conv2d_depthwise", 3, conv2d_depthwise.rule),
     ("dense", 3, dense.rule),
     ("dense_sparse", 1, dense_sparse.rule),
     ("batch_matmul", 3, batch_matmul.rule),
