@@ -32,7 +32,7 @@ RULES = [
     ("batch_matmul", 3, batch_matmul.rule),
     ("attention", 1, attention.rule),
     ("rows", 1, rows.rule),
-    ("pool", 1, pool.rule),
+    ("pool", 2, pool.rule),
     ("fallback", 1, fallback.rule),
 ]
 
