@@ -33,7 +33,7 @@ RULES = [
     ("attention", 1, attention.rule),
     ("rows", 1, rows.rule),
     ("pool", 2, pool.rule),
-    ("fallback", 1, fallback.rule),
+    ("fallback", 2, fallback.rule),
 ]
 
 # What each rule's steps buy, one after the other (python -m bench.kernels --ladder).

@@ -133,3 +133,14 @@ def test_tensors_of_one_number() -> None:
     model = side_by_side(layers, shapes)
     built, _ = compiled(model)
     assert not failures(model, built, ["causal", "full_like", "large", "finite"])
+
+
+def test_shuffled_planes() -> None:
+    """Channels of planes in another order: planes below, at and above a register, of prime sizes, few and many."""
+    sizes = [(1, 6, 7, 7), (3, 34, 13, 13), (1, 68, 3, 5), (1, 68, 4, 4), (1, 68, 4, 17), (2, 116, 14, 14)]
+    sizes.append((1, 20, 1, 97))
+    layers = [nn.ChannelShuffle(2) for _ in sizes] + [_after_conv(nn.ChannelShuffle(3), channels=33)]
+    shapes = [*sizes, (1, 3, 19, 19)]
+    model = side_by_side(layers, shapes)
+    built, _ = compiled(model)
+    assert not failures(model, built, shapes)
