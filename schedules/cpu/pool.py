@@ -2,8 +2,8 @@
 
 Every input value is used by a few neighbouring windows and never for another channel, so the kernel lives on memory: a
 task is one block of channels and a band of rows, and a tile of pixels of one row is reduced in registers, all taps
-unrolled. As in conv2d_depthwise.py there is no padded copy of the input, whose stores would take as long as the
-windows: values are read from where they lie, under the border's conditions, which LLVM tests once a tile.
+unrolled. As in conv2d_depthwise.py there is no padded copy of the input, whose stores took as long as the
+windows at stride 2: values are read from where they lie, under the border's conditions, which LLVM tests once a tile.
 """
 
 from __future__ import annotations
