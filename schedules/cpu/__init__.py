@@ -26,14 +26,14 @@ RULES = [
     ("conv2d_sparse", 1, conv2d_sparse.rule),
     ("conv2d_sparse_pointwise", 1, pointwise_sparse.rule),
     ("conv2d_winograd", 1, conv2d_winograd.rule),
-    ("conv2d_depthwise", 2, conv2d_depthwise.rule),
+    ("conv2d_depthwise", 3, conv2d_depthwise.rule),
     ("dense", 3, dense.rule),
     ("dense_sparse", 1, dense_sparse.rule),
     ("batch_matmul", 3, batch_matmul.rule),
     ("attention", 1, attention.rule),
     ("rows", 1, rows.rule),
-    ("pool", 1, pool.rule),
-    ("fallback", 1, fallback.rule),
+    ("pool", 2, pool.rule),
+    ("fallback", 2, fallback.rule),
 ]
 
 # What each rule's steps buy, one after the other (python -m bench.kernels --ladder).

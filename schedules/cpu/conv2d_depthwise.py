@@ -1,8 +1,11 @@
 """Depthwise convolution in the blocked layout (operators/conv2d_depthwise.py).
 
 Every input value is used kh x kw times and never for another channel, so the kernel lives on memory, not on
-arithmetic: a task is one block of channels and a band of rows, its padded input is made in L1, and a tile of pixels of
-one row is summed in registers with the filter's taps, whose vectors are loaded once a tile.
+arithmetic: a task is one block of channels and a band of rows, and a tile of pixels of one row is summed in registers
+with the filter's taps, whose vectors are loaded once a tile. There is no padded copy of the input: storing it took half
+of a 3x3 kernel's time at stride 2, where four values are read for one that is written, and more than a third at stride
+1. The values are read from where they lie, under the border's conditions. These depend on the row and the tile only,
+so LLVM tests each once a tile and not once a value.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from .common import (
 LADDER = [
     Rung("lanes", "one pixel at a time, a block of channels in the lanes of a register", {}),
     Rung("tile", "a tile of pixels in registers: the filter's taps are loaded once a tile", {"columns": FIRST}),
+    Rung("border", "no padded copy of the input", {"border": "made"}),
     Rung("parallel", "bands of rows of one block of channels on all cores", {"parallel": "no", "band": LAST}),
 ]
 
@@ -40,17 +44,21 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
         return None
     anchor, pad = find_block(sch, "conv2d_depthwise"), find_block(sch, "pad")
     n, blocks, height, width, lanes, kh, kw = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars)
-    output = fuse_epilogue(sch, anchor, [pad] if pad is not None else [])
+    made = pad is not None and choose("border", ["read", "made"], "read") == "made"
+    if pad is not None and not made:
+        sch.compute_inline(pad)
+    output = fuse_epilogue(sch, anchor, [pad] if made else [])
     if output is None:
         return None
-    # One register a pixel; half of them, because the taps and the input need some too.
+    # A register a pixel, and one more for an input value that several taps share: LLVM holds these from one tap to the
+    # next. Above a quarter of the registers it spills: 3x3 at stride 1, 7 pixels took 0.5 to 0.6 of the time of 14.
     column_options = [c for c in divisors(width) if c <= machine.registers - kw - 1]
-    columns = choose("columns", column_options, max(c for c in column_options if c <= machine.registers // 2))
+    columns = choose("columns", column_options, max(c for c in column_options if c <= machine.registers // 4))
 
-    # A band's padded input should stay in L1 beside its output; the halo makes short bands costly.
+    # The halo makes short bands costly; a band's padded input, if made, should stay in L1 beside its output.
     def traffic(band: int, share: int) -> float:
         halo_bytes = 4 * lanes * width * (band + kh - 1)
-        return blocks * height / band * halo_bytes * (1 if halo_bytes <= machine.l1 / 2 else 2)
+        return blocks * height / band * halo_bytes * (2 if made and halo_bytes > machine.l1 / 2 else 1)
 
     band_default, _ = task_split(divisors(height), [blocks], height, n, machine, traffic)
     band = choose("band", divisors(height), band_default)
@@ -60,7 +68,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     task = sch.fuse(ln, lco, y_band)
     parallelize(sch, task, pays_in_parallel(kernel), choose)
     sch.compute_at(anchor, x_tiles, preserve_unit_loops=True)
-    if pad is not None:
+    if made:
         sch.compute_at(pad, task, preserve_unit_loops=True)
         vectorize_fill(sch, pad)
     window_in_registers(sch, anchor, output, unroll=True)

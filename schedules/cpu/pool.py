@@ -1,8 +1,9 @@
 """Max and average pooling in the blocked layout: windows of rows and columns, a block of channels in the lanes.
 
 Every input value is used by a few neighbouring windows and never for another channel, so the kernel lives on memory: a
-task is one block of channels and a band of rows, its padded input is made in the core's own cache, and a tile of
-pixels of one row is reduced in registers, all taps unrolled.
+task is one block of channels and a band of rows, and a tile of pixels of one row is reduced in registers, all taps
+unrolled. As in conv2d_depthwise.py there is no padded copy of the input, whose stores took as long as the
+windows at stride 2: values are read from where they lie, under the border's conditions, which LLVM tests once a tile.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from .common import (
     Rung,
     block_names,
     divisors,
-    extent,
     extents,
     fuse_epilogue,
     is_reduction,
     parallelize,
-    place_pad,
+    task_split,
+    vectorize_fill,
     window_in_registers,
 )
 from .fallback import SERIAL_BELOW
@@ -34,8 +35,8 @@ from .fallback import SERIAL_BELOW
 LADDER = [
     Rung("lanes", "one window at a time, a block of channels in the lanes of a register", {}),
     Rung("tile", "a tile of windows of one row in registers", {"columns": FIRST}),
+    Rung("border", "no padded copy of the input", {"pad": "task"}),
     Rung("parallel", "bands of rows of one block of channels on all cores", {"parallel": "no", "band": LAST}),
-    Rung("pad", "the border made per task, in the core's own cache", {"pad": "stage"}),
 ]
 
 
@@ -52,32 +53,40 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     kinds = "".join("reduction" if int(iv.iter_type) == 2 else "s" for iv in sch.get(anchor).iter_vars)
     if kinds != "sssss" + "reduction" * 2 or len(sch.get_loops(anchor)) != len(sch.get(anchor).iter_vars):
         return None
-    n, _blocks, height, width, lanes = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars[:5])
+    n, blocks, height, width, lanes = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars[:5])
     if not 1 < lanes <= LONGEST_VECTOR:
         return None
     steps = max(math.prod(extents(sch, sch.get_sblock(name))) for name in names)
     pads = [name for name in names[: names.index(reductions[0])] if name.startswith("pad")]
     pad = sch.get_sblock(pads[0]) if pads else None
+    window = [int(iv.dom.extent) for iv in sch.get(anchor).iter_vars[5:]]
+    if pad is not None and choose("pad", ["read", "task"], "read") == "read":
+        sch.compute_inline(pad)
+        pad = None
     output = fuse_epilogue(sch, anchor, [pad] if pad is not None else [])
     if output is None or len(sch.get_loops(output)) != 5:
         return None
-    # One register a window; half of them, because the taps in flight need some too.
+    # A register a window, and one more for an input value that several windows share, which LLVM holds from one tap to
+    # the next: at stride 1, 7 windows took 0.7 to 0.9 of the time of 14.
     columns_options = [c for c in divisors(width) if c <= machine.registers // 2]
-    columns = choose("columns", columns_options, columns_options[-1])
-    # A task's input and output stay in L1; two tasks a core at least, so that one core does not wait for the other.
-    row_bytes = 4 * lanes * width * (1 + kernel.bytes // max(4 * n * _blocks * height * width * lanes, 1))
-    bands = divisors(height)
-    fitting = [b for b in bands if b * row_bytes <= machine.l1]
-    band = choose("band", bands, fitting[-1] if fitting else 1)
+    columns = choose("columns", columns_options, max(c for c in columns_options if c <= machine.registers // 4))
+
+    # Rows at the seam of two bands are read twice; a band's padded input, if made, should stay in L1.
+    def traffic(band: int, _share: int) -> float:
+        band_bytes = kernel.bytes * (band + window[0] - 1) / (n * blocks * height)
+        return blocks * height / band * band_bytes * (2 if pad is not None and band_bytes > machine.l1 / 2 else 1)
+
+    band_default, _ = task_split(divisors(height), [blocks], height, n, machine, traffic)
+    band = choose("band", divisors(height), band_default)
 
     ln, lco, ly, lx, _lci = sch.get_loops(output)
     y_band, _y_rows = sch.split(ly, [None, band])
     x_tiles, _x_tile = sch.split(lx, [None, columns])
     task = sch.fuse(ln, lco, y_band)
-    parallel = parallelize(sch, task, steps >= SERIAL_BELOW, choose)
+    parallelize(sch, task, steps >= SERIAL_BELOW, choose)
     sch.compute_at(anchor, x_tiles, preserve_unit_loops=True)
     if pad is not None:
-        place_pad(sch, pad, task, parallel, choose)
-    window = [extent(sch, loop) for loop in sch.get_loops(anchor)[-2:]]
+        sch.compute_at(pad, task, preserve_unit_loops=True)
+        vectorize_fill(sch, pad)
     window_in_registers(sch, anchor, output, unroll=math.prod(window) <= LONGEST_VECTOR)
     return sch

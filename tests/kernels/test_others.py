@@ -115,3 +115,32 @@ def test_layers_in_and_out_of_the_blocked_layout() -> None:
     model = side_by_side(layers, shapes, seed=3)
     built, _ = compiled(model)
     assert not failures(model, built, [f"{i} {layer}" for i, layer in enumerate(layers)])
+
+
+def test_tensors_of_one_number() -> None:
+    """Infinities too: a causal mask, a neutral element of the maximum, one too large to be kept as a constant."""
+
+    def causal(x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x + torch.full((x.shape[-1], x.shape[-1]), float("-inf")).triu(1), -1)
+
+    layers = [
+        Apply(causal),
+        Apply(lambda x: torch.maximum(x, torch.full_like(x, float("-inf")))),
+        Apply(lambda x: torch.minimum(x, torch.full((300, 300), float("inf")))),
+        Apply(lambda x: x * torch.full((3, 1), 2.5)),
+    ]
+    shapes = [(2, 9, 9), (2, 3), (300, 300), (3, 17)]
+    model = side_by_side(layers, shapes)
+    built, _ = compiled(model)
+    assert not failures(model, built, ["causal", "full_like", "large", "finite"])
+
+
+def test_shuffled_planes() -> None:
+    """Channels of planes in another order: planes below, at and above a register, of prime sizes, few and many."""
+    sizes = [(1, 6, 7, 7), (3, 34, 13, 13), (1, 68, 3, 5), (1, 68, 4, 4), (1, 68, 4, 17), (2, 116, 14, 14)]
+    sizes.append((1, 20, 1, 97))
+    layers = [nn.ChannelShuffle(2) for _ in sizes] + [_after_conv(nn.ChannelShuffle(3), channels=33)]
+    shapes = [*sizes, (1, 3, 19, 19)]
+    model = side_by_side(layers, shapes)
+    built, _ = compiled(model)
+    assert not failures(model, built, shapes)

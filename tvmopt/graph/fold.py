@@ -103,6 +103,11 @@ class _Folder:
         if value is not None:
             self.new[var] = relax.const(np.ascontiguousarray(value))
             return
+        if call.op.name in ("relax.full", "relax.full_like"):
+            fill = _constant(args[1])
+            if fill is not None:
+                self.new[var] = self._full(call, fill)
+                return
         if call.op.name == "relax.nn.batch_norm":
             folded = self._batch_norm(call, args)
             if folded is not None:
@@ -111,6 +116,13 @@ class _Folder:
         renewed = relax.Call(call.op, args, call.attrs, call.ty_args)
         self.calls[var] = renewed
         self.new[var] = self.builder.emit(renewed)
+
+    def _full(self, call: relax.Call, fill: np.ndarray) -> Any:
+        """A tensor of one number. TVM's own evaluation of it fails where the number is infinite."""
+        shape, number = _shape_of(call), fill.astype(str(call.ty.dtype))
+        if int(np.prod(shape)) <= _LARGEST_BROADCAST:
+            return relax.const(np.full(shape, number))
+        return self.builder.emit(relax.op.broadcast_to(relax.const(number), relax.ShapeExpr(shape)))
 
     def _evaluate(self, call: relax.Call, args: list[Any]) -> np.ndarray | None:
         function = _EVALUATE.get(call.op.name)
