@@ -3,7 +3,7 @@
 What none of them takes gets dlight's default (tvmopt/graph).
 """
 
-from . import depthwise, elementwise, pool, product, sparse, tensor_core
+from . import depthwise, elementwise, pool, product, rows, sparse, tensor_core
 
 RULES = [
     ("tensor_core", 2, tensor_core.rule),
@@ -11,6 +11,7 @@ RULES = [
     ("sparse", 2, sparse.rule),
     ("depthwise", 1, depthwise.rule),
     ("pool", 1, pool.rule),
+    ("rows", 1, rows.rule),
     ("elementwise", 1, elementwise.rule),
 ]
 
@@ -21,5 +22,6 @@ LADDERS = {
     "sparse": sparse.LADDER,
     "depthwise": depthwise.LADDER,
     "pool": pool.LADDER,
+    "rows": rows.LADDER,
     "elementwise": elementwise.LADDER,
 }
