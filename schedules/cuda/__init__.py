@@ -3,7 +3,7 @@
 What none of them takes gets dlight's default (tvmopt/graph).
 """
 
-from . import depthwise, elementwise, pool, product, rows, sparse, tensor_core
+from . import columns, depthwise, elementwise, pool, product, rows, sparse, tensor_core
 
 RULES = [
     ("tensor_core", 2, tensor_core.rule),
@@ -12,6 +12,7 @@ RULES = [
     ("depthwise", 1, depthwise.rule),
     ("pool", 1, pool.rule),
     ("rows", 1, rows.rule),
+    ("columns", 1, columns.rule),
     ("elementwise", 1, elementwise.rule),
 ]
 
@@ -23,5 +24,6 @@ LADDERS = {
     "depthwise": depthwise.LADDER,
     "pool": pool.LADDER,
     "rows": rows.LADDER,
+    "columns": columns.LADDER,
     "elementwise": elementwise.LADDER,
 }
