@@ -9,8 +9,9 @@ together in shared memory at the end: one kernel, no second pass over partial re
         for r in rows:  sums[r] += left[r][k] * b        # one address for all columns: a broadcast
     output[r] = epilogue(allreduce over thread_y (sums[r]))
 
-Whether that is faster than a tile in shared memory is asked of the same estimate as the tile (product.py): it loads
-more for every multiply-add, but from all SMs. No GPU has timed either yet; OpenCL on a CPU has run all steps:
+It is taken where the best tile's blocks are fewer than the SMs, and the estimate that chose that tile (product.py) says
+that this is faster: it loads more for every multiply-add, but from all SMs. No GPU has timed either yet; OpenCL on a
+CPU has run all steps:
 
     1. columns  a thread for each column and share, a row at a time
     2. rows     several rows a thread: an element of the right side is loaded once for them
@@ -66,7 +67,9 @@ def rule(sch: Schedule, kernel: Any, machine: GpuMachine, choose: Any) -> Schedu
 
     best = min(((height, across) for height in heights for across in ACROSS), key=cost)
     sizes = (batch, rows, columns)
-    if cost(best) >= tile_cost(best_tile(sizes, machine), sizes, machine)[0]:
+    tile = best_tile(sizes, machine)
+    time, threads = tile_cost(tile, sizes, machine)
+    if threads >= machine.sms * tile.threads or cost(best) >= time:
         return None
     height = choose("rows", heights, best[0])
     across = choose("across", list(ACROSS), best[1])

@@ -123,6 +123,24 @@ def test_opencl_other_choices() -> None:
         executed(case("softmax", (67,), 20), choose=Recorder(given))
 
 
+def test_opencl_softmax_whose_rows_are_chosen() -> None:
+    """As masked attention has it: what comes behind reads a value of each row, and another tensor of all elements."""
+    shapes = [(2, 3, 37, 37), (2, 3, 37, 1), (2, 3, 37, 37)]
+    data, chosen, other = (te.placeholder(shape, name=name) for shape, name in zip(shapes, "XCO", strict=True))
+    power = topi.nn.softmax(data)
+    wide = te.compute(shapes[0], lambda b, h, i, j: chosen[b, h, i, 0], name="wide")
+    zero = te.const(0, "float32")
+    out = te.compute(shapes[0], lambda *i: tirx.Select(wide(*i) > zero, power(*i), other(*i)), name="out")
+
+    def wanted(inputs: Arrays) -> np.ndarray:
+        x, c, o = (torch.from_numpy(array.astype("float64")) for array in inputs)
+        return torch.where(c > 0, torch.softmax(x, -1), o).numpy()
+
+    one = Case("masked", 37, te.create_prim_func([data, chosen, other, out]), partial(random, *shapes), wanted)
+    assert scheduled(one).rule.name == "rows"
+    executed(one)
+
+
 def test_opencl_rows_too_long_for_registers() -> None:
     long = case("softmax", (2,), 40000)
     assert scheduled(long).choices["keep"] == "no"
