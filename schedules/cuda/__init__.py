@@ -3,23 +3,29 @@
 What none of them takes gets dlight's default (tvmopt/graph).
 """
 
-from . import depthwise, elementwise, pool, product, sparse, tensor_core
+from . import columns, depthwise, elementwise, pool, product, rows, sparse, split_k, tensor_core
 
 RULES = [
     ("tensor_core", 2, tensor_core.rule),
+    ("split_k", 1, split_k.rule),
     ("product", 2, product.rule),
     ("sparse", 2, sparse.rule),
     ("depthwise", 1, depthwise.rule),
     ("pool", 1, pool.rule),
+    ("rows", 1, rows.rule),
+    ("columns", 1, columns.rule),
     ("elementwise", 1, elementwise.rule),
 ]
 
 # The steps of each rule, one after the other (tests/cuda build and run every rung).
 LADDERS = {
     "tensor_core": tensor_core.LADDER,
+    "split_k": split_k.LADDER,
     "product": product.LADDER,
     "sparse": sparse.LADDER,
     "depthwise": depthwise.LADDER,
     "pool": pool.LADDER,
+    "rows": rows.LADDER,
+    "columns": columns.LADDER,
     "elementwise": elementwise.LADDER,
 }

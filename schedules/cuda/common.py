@@ -90,7 +90,8 @@ def regroup(sch: Schedule, block: Any, sizes: Sequence[int]) -> bool:
         return found
 
     if len(groups) != len(own):
-        sch.transform_block_layout(block, IndexMap.from_func(fused, ndim=len(own)))
+        dtype = str(sch.get(block).iter_vars[0].var.ty.dtype)
+        sch.transform_block_layout(block, IndexMap.from_func(fused, ndim=len(own), index_dtype=dtype))
     return True
 
 

@@ -30,6 +30,7 @@ The steps, each building on the one before:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +123,7 @@ def schedule_product(sch: Schedule, anchor: Any, machine: GpuMachine, choose: An
     if choose("staging", ["shared"], "shared") == "none":
         return one_result_a_thread(sch, anchor)
     widths = [operand_width(sch, find_block(sch, name)) for name in ("left", "right")]
-    tile = choose_tile(batch, rows, columns, machine, choose)
+    tile = choose_tile((batch, rows, columns), machine, choose)
     steps = [d for d in (8, 16, 32) if tile.shared_bytes(d, QUAD) <= STATIC_SHARED]
     step = choose("depth", steps, max(d for d in steps if d <= 16 and (d <= 8 or depth > 8)))
     left_width, right_width = (
@@ -157,25 +158,31 @@ def schedule_product(sch: Schedule, anchor: Any, machine: GpuMachine, choose: An
     return sch
 
 
-def choose_tile(batch: int, rows: int, columns: int, machine: GpuMachine, choose: Any) -> Tile:
-    """The tile of the least time, were all blocks to run in turns: large ones load less, small ones fill all SMs."""
+def tile_cost(tile: Tile, sizes: Sequence[int], machine: GpuMachine) -> tuple[float, int]:
+    """Time of `tile` for a product of `sizes` (batch, rows, columns), were all blocks to run in turns; its threads."""
+    batch, rows, columns = sizes
+    blocks = batch * math.ceil(rows / tile.height) * math.ceil(columns / tile.width)
+    turns = math.ceil(blocks / machine.sms)
+    resident = min(turns, machine.registers_per_sm // (tile.registers * tile.threads), 4)
+    warps = max(resident, 1) * tile.threads // 32
+    loads = 1 / tile.rows + 1 / (QUAD * tile.vectors) + 1 / tile.height + 1 / tile.width
+    # Of equals the one with fewer threads that compute what is cropped.
+    return turns * tile.height * tile.width * (0.25 + loads) * max(1.0, WARPS_THAT_HIDE / warps), blocks * tile.threads
+
+
+def best_tile(sizes: Sequence[int], machine: GpuMachine) -> Tile:
+    """The tile of the least time: large ones load less, small ones fill all SMs."""
     options = [
         Tile(down, across, height, vectors)
         for down in (1, 2, 4) for across in (1, 2, 4) for height in (1, 2, 4, 8) for vectors in (1, 2)
         if down * across <= WARPS_THAT_HIDE
     ]  # fmt: skip
+    return min(options, key=lambda tile: tile_cost(tile, sizes, machine))
 
-    def cost(tile: Tile) -> tuple[float, int]:
-        blocks = batch * math.ceil(rows / tile.height) * math.ceil(columns / tile.width)
-        turns = math.ceil(blocks / machine.sms)
-        resident = min(turns, machine.registers_per_sm // (tile.registers * tile.threads), 4)
-        warps = max(resident, 1) * tile.threads // 32
-        loads = 1 / tile.rows + 1 / (QUAD * tile.vectors) + 1 / tile.height + 1 / tile.width
-        # Of equals the one with fewer threads that compute what is cropped.
-        time = turns * tile.height * tile.width * (0.25 + loads) * max(1.0, WARPS_THAT_HIDE / warps)
-        return time, blocks * tile.threads
 
-    best = min(options, key=cost)
+def choose_tile(sizes: Sequence[int], machine: GpuMachine, choose: Any) -> Tile:
+    """The best tile, or what search chooses."""
+    best = best_tile(sizes, machine)
     down = choose("warps_down", [1, 2, 4], best.warps_down)
     across = choose("warps_across", [a for a in (1, 2, 4) if a * down <= WARPS_THAT_HIDE], best.warps_across)
     return Tile(down, across, choose("rows", [1, 2, 4, 8], best.rows), choose("vectors", [1, 2], best.vectors))
@@ -191,8 +198,7 @@ def absorb(sch: Schedule, output: Any, sizes: list[int], tile_width: int) -> Non
     Groups of a convolution lie side by side in a row of the result, and TensorIR guards the end of the row only: where
     a tile reaches beyond its group, what it computes there would be written over the next group's.
     """
-    row = int(sch.get(output).writes[0].source.shape[-1])
-    into_next_group = row != sizes[2] and sizes[2] % tile_width != 0
+    into_next_group = int(sch.get(output).writes[0].source.shape[-1]) != sizes[2] and sizes[2] % tile_width != 0
     regroup(sch, output, sizes if sizes[0] > 1 else sizes[1:])
     try:
         # With a single row (or column) TensorIR drops its index, and the guard with it.

@@ -1,0 +1,119 @@
+"""Matrix products of few rows and a long depth, on the fp32 units: the depth is split among the threads of a block.
+
+A classifier (1 x 2048 x 1000) or a 1x1 convolution at 7x7 has too few results to fill the SMs with tiles, and each of
+them is a long chain of additions. Here `shares` threads sum up a result, each its part of the depth, and put their sums
+together in shared memory at the end: one kernel, no second pass over partial results in memory.
+
+    for k in range(thread_y, depth, shares):             # the depth, `shares` elements at a time
+        b = right[k][column of thread_x]                 # a warp reads whole sectors of memory
+        for r in rows:  sums[r] += left[r][k] * b        # one address for all columns: a broadcast
+    output[r] = epilogue(allreduce over thread_y (sums[r]))
+
+It is taken where the best tile's blocks are fewer than the SMs, and the estimate that chose that tile (product.py) says
+that this is faster: it loads more for every multiply-add, but from all SMs. No GPU has timed either yet; OpenCL on a
+CPU has run all steps:
+
+    1. columns  a thread for each column and share, a row at a time
+    2. rows     several rows a thread: an element of the right side is loaded once for them
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm.s_tir import Schedule
+
+from tvmopt.machine import GpuMachine
+
+from ..cpu.common import FIRST, Rung, divisors, find_block
+from .common import THREADS, inline_consumers, inline_producers, regroup
+from .product import OPS, WARPS_THAT_HIDE, best_tile, tile_cost
+
+# Rows a thread sums: with as many elements of the left side in flight they are a quarter of a full SM's registers.
+MOST_ROWS = 8
+
+# Columns of a block: 8 neighbours are one sector of 32 bytes, the least that memory moves; 32 one line.
+ACROSS = (8, 16, 32)
+
+# Elements of the depth that a share has at least, so that its loop is longer than the reduction at its end.
+LEAST_TERMS = 16
+
+LADDER = [
+    Rung("columns", "a thread for each column and share of the depth, a row at a time", {}),
+    Rung("rows", "several rows a thread", {"rows": FIRST}),
+]
+
+
+def rule(sch: Schedule, kernel: Any, machine: GpuMachine, choose: Any) -> Schedule | None:
+    """Schedule a product in fp32 that leaves SMs idle as tiles; declines any other."""
+    if kernel.op not in OPS:
+        return None
+    anchor = find_block(sch, kernel.op)
+    batch, rows, columns, depth = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars)
+    if batch > 1 or str(sch.get(anchor).reads[0].source.dtype) != "float32":
+        return None
+    heights = [r for r in divisors(rows) if r <= MOST_ROWS]
+    # Parts of unequal length would be guarded, and TensorIR loses that guard between both reductions.
+    shares = [s for s in (4, 8, 16, 32) if depth % s == 0 and depth >= s * LEAST_TERMS]
+    if not shares:
+        return None
+
+    def cost(option: tuple[int, int]) -> float:
+        height, across = option
+        turns = math.ceil(rows // height * math.ceil(columns / across) / machine.sms)
+        warps = min(turns, 4) * across * shares_for(shares, across) / 32
+        return turns * height * across * (0.25 + 1 + 1 / height) * max(1.0, WARPS_THAT_HIDE / warps)
+
+    best = min(((height, across) for height in heights for across in ACROSS), key=cost)
+    sizes = (batch, rows, columns)
+    tile = best_tile(sizes, machine)
+    time, threads = tile_cost(tile, sizes, machine)
+    if threads >= machine.sms * tile.threads or cost(best) >= time:
+        return None
+    height = choose("rows", heights, best[0])
+    across = choose("across", list(ACROSS), best[1])
+    share = choose("shares", shares, shares_for(shares, across))
+    return schedule_shares(sch, anchor, height, across, share)
+
+
+def shares_for(shares: list[int], across: int) -> int:
+    """As many parts of the depth as make a block of THREADS, warps enough to hide each other's latencies."""
+    return max(s for s in shares if s * across <= THREADS or s == shares[0])
+
+
+def schedule_shares(sch: Schedule, anchor: Any, height: int, across: int, shares: int) -> Schedule | None:
+    """Bind `across` columns and `shares` parts of the depth to a block's threads, each with `height` rows."""
+    rows, columns = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars[1:3])
+    output = inline_consumers(sch, anchor)
+    if output is None or not regroup(sch, output, [rows, columns]):
+        return None
+    inline_producers(sch, ["left", "right"])
+    _, share = sch.split(sch.get_loops(anchor)[-1], [None, shares])
+    part = sch.rfactor(share, 0)
+    row, column = sch.get_loops(output)
+    block_row, row = sch.split(row, [None, height])
+    block, thread = sch.split(column, [None, across])
+    sch.reorder(block_row, block, thread, row)
+    # The grid's x may be the longer: y ends at 65535.
+    sch.bind(block_row, "blockIdx.x")
+    sch.bind(block, "blockIdx.y")
+    sch.bind(thread, "threadIdx.x")
+    # All shares' threads have the sums, one of them writes.
+    _, writer = sch.split(sch.add_unit_loop(row), [None, shares])
+    sch.bind(writer, "threadIdx.y")
+    sch.unroll(row)
+    for stage in (anchor, part):
+        sch.set_scope(stage, 0, "local")
+        sch.compute_at(stage, thread, preserve_unit_loops=True)
+    share, *own = sch.get_loops(anchor)[-4:]
+    sch.reorder(*own, share)
+    # nvcc unrolls the loop over rows: of one buffer TVM makes one reduction over threads only.
+    sch.bind(share, "threadIdx.y")
+    share, *own, k = sch.get_loops(part)[-5:]
+    sch.bind(share, "threadIdx.y")
+    sch.reorder(share, k, *own)
+    for loop in own:
+        sch.unroll(loop)
+    sch.decompose_reduction(part, k)
+    return sch
