@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench import commands, kernels, readme, readme_tables, recipe
+from bench import commands, kernels, memory, readme, readme_tables, recipe
 from bench.__main__ import parser as bench_parser
 from tvmopt.options import run
 
@@ -104,7 +104,10 @@ def test_no_table_to_check(text: str | None, message: str, tmp_path: Path, capsy
 
 
 def test_every_command_of_a_table_can_be_given() -> None:
-    parsers: dict[str, Any] = {"bench": bench_parser, "bench.kernels": kernels.parser, "bench.recipe": recipe.parser}
+    parsers: dict[str, Any] = {
+        "bench": bench_parser, "bench.kernels": kernels.parser, "bench.recipe": recipe.parser,
+        "bench.memory": memory.parser,
+    }  # fmt: skip
     shown = set(re.findall(r"`python -m (bench[.\w]*)([^`]*)`", "\n".join(table.body for table in TABLES)))
     assert {module for module, _ in shown} == set(parsers)
     for module, arguments in shown:

@@ -160,7 +160,7 @@ def wait_for_paper(page: Any, colour: str) -> None:
 def test_all_charts_are_drawn_and_follow_the_colour_scheme(page: Any) -> None:
     background = "return getComputedStyle(document.body).backgroundColor"
     light = charts(page)
-    assert len(light) == 8 and all(chart["drawn"] for chart in light)
+    assert len(light) == 9 and all(chart["drawn"] for chart in light)
     assert {chart["paper"] for chart in light} == {LIGHT} and page.execute_script(background) == LIGHT
     bar = 'return document.querySelectorAll("#latency .point path")[1].style.fill'
     before = page.execute_script(bar)
