@@ -34,7 +34,11 @@ def opened(runner: Runner, machine: Any, rules: list[Any]) -> Any:
 
 def test_a_wrong_candidate_is_discarded(runner: Runner, machine: Any, rules: list[Any]) -> None:
     space = opened(runner, machine, rules)
-    right, wrong = runner.measure([space.manual.schedule.mod, key_module(gemm(scale=1.01))])
+    # A core taken by a neighbour makes one of six microseconds ten times as slow: once, not three times in a row.
+    for _ in range(3):
+        right, wrong = runner.measure([space.manual.schedule.mod, key_module(gemm(scale=1.01))])
+        if right.ok and 0.3 < right.ratio < 3:
+            break
     assert right.ok and 0.3 < right.ratio < 3
     assert wrong.status == "wrong" and "1.0e-02" in wrong.message
 
