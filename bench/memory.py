@@ -40,12 +40,16 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"model": case.spec, "contender": case.contender.removeprefix(PEER), "error": None}
     # One process makes the file, with all that takes, and another one loads it.
     for step in ("make", "hold"):
-        done = subprocess.run(
-            [sys.executable, "-m", module, step, json.dumps(request)], capture_output=True, text=True,
-            timeout=_TIMEOUT_S, check=False,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", module, step, json.dumps(request)], capture_output=True, text=True,
+                timeout=_TIMEOUT_S, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return {**row, "error": f"not done after {_TIMEOUT_S} s"}
         if done.returncode:
-            return {**row, "error": (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]}
+            said = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+            return {**row, "error": said.removeprefix("tvmopt: ")}
         row.update(json.loads(done.stdout.splitlines()[-1]))
     return row
 
@@ -95,13 +99,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tvmopt.errors import UsageError
 
     from . import commands, environment, results
-    from .cases import Case
+    from .cases import VARIANTS, Case
+    from .peers import installed
     from .recipes.common import show
 
     names = args.contenders.split(",")
     unknown = [name for name in names if name not in CONTENDERS]
     if unknown:
         raise UsageError(f"--contenders {unknown[0]}: unknown; choose from {', '.join(CONTENDERS)}")
+    peers, skipped = installed([name for name in names if name not in VARIANTS])
+    names = [name for name in names if name in VARIANTS or name in peers]
+    for line in skipped:
+        print(line, file=sys.stderr)
     options = build_options(args)
     if args.json is not None:
         results.check_writable(args.json, "--json")
@@ -115,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in names:
             print(f"{spec}: {name}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="tvmopt-memory-") as folder:
-                rows.append(measure(Case(spec, PEER + name if name == CONTENDERS[-1] else name, options), Path(folder)))
+                rows.append(measure(Case(spec, name if name in VARIANTS else PEER + name, options), Path(folder)))
             if args.json is not None:
                 results.write(results.document({**described, "memory": rows}, []), args.json)
     print("resident memory of the network, above what its runtime holds once imported; and its file")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tvmopt.options import run
 
 from .cases import Case
 
@@ -72,9 +75,15 @@ def _inputs(path: Path) -> Path:
     return path.with_name("inputs.npz")
 
 
-if __name__ == "__main__":
-    asked = json.loads(sys.argv[2])
-    if sys.argv[1] == "make":
-        make(asked)
+def main(argv: Sequence[str] | None = None) -> int:
+    """`make` or `hold`, and the request."""
+    step, request = sys.argv[1:] if argv is None else argv
+    if step == "make":
+        make(json.loads(request))
     else:
-        print(json.dumps(hold(asked)))
+        print(json.dumps(hold(json.loads(request))))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -201,6 +201,5 @@ def _grid(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 # Kind -> what makes its Markdown from its files.
 KINDS: dict[str, Callable[[Sequence[Path]], str]] = {
     "models": models, "conclusions": conclusions, "kernels": kernels, "recipe": recipe, "tuning": tuning,
-    "memory": memory, "mnist-prune": readme_pruning.mnist_cnn, "mnist-units": readme_pruning.mnist_mlp,
-    "cifar-resnet20": readme_pruning.cifar, "sparse-kernels": readme_pruning.kernels,
+    "memory": memory, "mnist-units": readme_pruning.mnist_mlp, "cifar-resnet20": readme_pruning.cifar,
 }  # fmt: skip

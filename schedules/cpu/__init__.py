@@ -28,7 +28,7 @@ RULES = [
     ("conv2d_winograd", 1, conv2d_winograd.rule),
     ("conv2d_depthwise", 3, conv2d_depthwise.rule),
     ("dense", 3, dense.rule),
-    ("dense_sparse", 1, dense_sparse.rule),
+    ("dense_sparse", 2, dense_sparse.rule),
     ("batch_matmul", 3, batch_matmul.rule),
     ("attention", 1, attention.rule),
     ("rows", 1, rows.rule),

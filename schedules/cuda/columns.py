@@ -27,7 +27,7 @@ from tvmopt.machine import GpuMachine
 
 from ..cpu.common import FIRST, Rung, block_names, extents, is_reduction
 from .common import THREADS, bind_elementwise, inline_producers, widest
-from .row_shape import REDUCED, SPATIAL, dtype_of, grouped
+from .row_shape import REDUCED, dtype_of, grouped, results_first
 
 # Channels of a block: a warp's threads read one line of 128 bytes.
 ACROSS = 32
@@ -75,13 +75,11 @@ def rule(sch: Schedule, kernel: Any, machine: GpuMachine, choose: Any) -> Schedu
 
 def over_columns(sch: Schedule, name: str) -> bool:
     """Whether a reduction has its reduced axes last but reads the innermost axis of its input by a result's."""
-    block = sch.get_sblock(name)
-    stage = sch.get(block)
-    kinds = [int(iv.iter_type) for iv in stage.iter_vars]
-    sizes = [int(iv.dom.extent) for iv in stage.iter_vars]
-    if kinds != sorted(kinds) or SPATIAL not in kinds or len(stage.writes) != 1 or extents(sch, block) != sizes:
+    found = results_first(sch, name)
+    if found is None:
         return False
-    channel = stage.iter_vars[kinds.index(REDUCED) - 1]
+    stage, _, first = found
+    channel = stage.iter_vars[first - 1]
     inner = [read.region[-1].min for read in stage.reads if len(read.region) > 1]
     return bool(inner) and int(channel.dom.extent) > 1 and all(index.same_as(channel.var) for index in inner)
 

@@ -64,8 +64,8 @@ def match_rows(sch: Schedule) -> Rows | None:
     return Rows(count, length, dtype, tuple(reductions), tuple(full), tuple(scalars), outputs[0])
 
 
-def _reduced(sch: Schedule, name: str) -> tuple[int, int] | None:
-    """Rows and elements of a reduction over the last axes of what it reads; None for another one."""
+def results_first(sch: Schedule, name: str) -> tuple[Any, list[int], int] | None:
+    """Of a reduction of one result whose reduced axes are its last: the stage, its extents, the first reduced axis."""
     block = sch.get_sblock(name)
     stage = sch.get(block)
     kinds = [int(iv.iter_type) for iv in stage.iter_vars]
@@ -73,7 +73,15 @@ def _reduced(sch: Schedule, name: str) -> tuple[int, int] | None:
     # An index with its value is two results.
     if kinds != sorted(kinds) or SPATIAL not in kinds or len(stage.writes) != 1 or extents(sch, block) != sizes:
         return None
-    first = kinds.index(REDUCED)
+    return stage, sizes, kinds.index(REDUCED)
+
+
+def _reduced(sch: Schedule, name: str) -> tuple[int, int] | None:
+    """Rows and elements of a reduction over the last axes of what it reads; None for another one."""
+    found = results_first(sch, name)
+    if found is None:
+        return None
+    stage, sizes, first = found
     count, length = math.prod(sizes[:first]), math.prod(sizes[first:])
     # The axis whose neighbours are neighbours in memory; a row of one element has none.
     inner = [iv.var for iv, size in zip(stage.iter_vars[first:], sizes[first:], strict=True) if size > 1]
