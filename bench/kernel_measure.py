@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import VerificationError
 
+from .quiet import LOOSE, STRICT, Level, References, quiet_turns
+from .results import FEWEST_QUIET
+
 if TYPE_CHECKING:
     from tvmopt.machine import Machine
 
@@ -29,29 +32,30 @@ _FEWEST_TURNS = 3
 class Turns:
     """What was measured of one contender, turn by turn.
 
-    Seconds a call; the two references before and after, in GFLOP/s; how often the system took a core from it.
+    Seconds a call; the references before and after (quiet.py), in GFLOP/s; how often the system took a core from it.
     """
 
     seconds: list[float] = dataclasses.field(default_factory=list)
-    before: list[tuple[float, float]] = dataclasses.field(default_factory=list)
-    after: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+    before: list[References] = dataclasses.field(default_factory=list)
+    after: list[References] = dataclasses.field(default_factory=list)
     interruptions: list[int] = dataclasses.field(default_factory=list)
     rounds: list[int] = dataclasses.field(default_factory=list)
     spent_s: float = 0.0
 
     def quiet(self, peak: float) -> list[bool]:
-        """Whether all four references reached `peak`, within 4%, and nothing took a core in between."""
-        from tvmopt.runtime.peak import QUIET
+        """Whether the references came near enough to `peak`, by quiet.py, and nothing took a core in between."""
+        found = quiet_turns(range(len(self.seconds)), lambda i, level: self._is_quiet(i, peak, level))
+        return [i in found for i in range(len(self.seconds))]
 
-        return [
-            interrupted == 0 and min(*before, *after) >= QUIET * peak
-            for before, after, interrupted in zip(self.before, self.after, self.interruptions, strict=True)
-        ]
+    def strictly_quiet(self, peak: float) -> int:
+        """How many turns are quiet by the strictest measure."""
+        return sum(self._is_quiet(i, peak, STRICT) for i in range(len(self.seconds)))
+
+    def _is_quiet(self, i: int, peak: float, level: Level) -> bool:
+        return self.interruptions[i] == 0 and level.holds((self.before[i], self.after[i]), peak)
 
     def counted(self, peak: float) -> tuple[list[float], list[int]]:
         """The times, in seconds, and rounds of the quiet turns; of all where too few were."""
-        from .results import FEWEST_QUIET
-
         quiet = self.quiet(peak)
         kept = [i for i, is_quiet in enumerate(quiet) if is_quiet or sum(quiet) < FEWEST_QUIET]
         return [self.seconds[i] for i in kept], [self.rounds[i] for i in kept]
@@ -59,7 +63,8 @@ class Turns:
     def reference(self, peak: float) -> float:
         """GFLOP/s of the references round the turns that count, the slowest of each turn: the machine's speed then."""
         _, rounds = self.counted(peak)
-        least = [min(*before, *after) for before, after in zip(self.before, self.after, strict=True)]
+        looks = zip(self.before, self.after, strict=True)
+        least = [min(min(look[: LOOSE.loops]) for look in pair) for pair in looks]
         return statistics.median(least[self.rounds.index(number)] for number in rounds)
 
     def peaks(self) -> list[float]:
@@ -98,10 +103,10 @@ class Workers:
 
     def get(self, name: str) -> Worker:
         """The worker of that name."""
-        from .process import Worker, worker_command
+        from .process import LARGE_PAGES, Worker, worker_command
 
         if name not in self._started:
-            self._started[name] = Worker(self._threads, worker_command("kernel_worker"))
+            self._started[name] = Worker(self._threads, worker_command("kernel_worker"), LARGE_PAGES)
         return self._started[name]
 
     def stop(self) -> None:
@@ -186,8 +191,11 @@ def take_turns(tvm: Worker, peers: dict[str, Worker], names: Sequence[str], sett
 def _enough(turns: Turns, peak: float, settings: Settings) -> bool:
     if len(turns.seconds) < _FEWEST_TURNS:
         return False
-    slow = min(turns.seconds) > _SLOW_S
-    return slow or sum(turns.quiet(peak)) >= settings.quiet or turns.spent_s >= settings.limit_s
+    if min(turns.seconds) > _SLOW_S or turns.spent_s >= settings.limit_s:
+        return True
+    # For half of the time turns are waited for that are quiet by the strictest measure.
+    late = turns.spent_s >= settings.limit_s / 2
+    return (sum(turns.quiet(peak)) if late else turns.strictly_quiet(peak)) >= settings.quiet
 
 
 def _row(
@@ -198,7 +206,7 @@ def _row(
     import numpy as np
 
     from . import statistics as ours
-    from .results import FEWEST_QUIET, empty_row
+    from .results import empty_row
 
     contender = facts["contenders"].get(name, {})
     sizes = contender.get("kernel", facts["kernel"])

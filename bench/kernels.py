@@ -3,11 +3,12 @@
 The roof is what the machine reaches in the same run: its multiply-add peak where operations bind, the bandwidth of the
 cache or memory that holds the kernel's bytes where these do ("Roofline", Williams, Waterman and Patterson, 2009).
 
-Contenders take turns in random order. A turn is quiet when both reference loops of tvmopt/runtime/peak.py, right
-before and right after the kernel, ran within 4% of the peak, and no process of this machine took a core from it
-meanwhile: then nobody else used the cores. The kernel's own time plays no part in that. Figures are medians over the
+Contenders take turns in random order. A turn is quiet when the reference loops of tvmopt/runtime/peak.py, right before
+and right after the kernel, came as near to the peak as quiet.py asks, and no process of this machine took a core from
+it meanwhile: then nobody else used the cores. The kernel's own time plays no part in that. Figures are medians over the
 quiet turns, with all turns kept beside them; where too few were quiet they are those of all turns, and marked.
-Weights are packed ahead of time, as in a compiled network; everything else, padding and epilogue included, is timed.
+The contenders' memory is in large pages, if there are any (process.py says why). Weights are packed ahead of time, as in
+a compiled network; everything else, padding and epilogue included, is timed.
 """
 
 from __future__ import annotations

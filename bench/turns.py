@@ -18,7 +18,7 @@ from tvmopt.runtime import timer
 
 from . import statistics
 from .process import WorkerError
-from .quiet import References, Surroundings
+from .quiet import LOOSE, STRICT, References, Surroundings, quiet_turns
 from .results import FEWEST_QUIET
 
 # Building may take a while (an unscheduled vision transformer), but not for ever.
@@ -115,7 +115,11 @@ class Contender:
     def quiet(self, best: float) -> set[int]:
         """The turns that count; without a probe (`best` is 0) all of them do."""
         turns = set(self.samples.rounds)
-        return {n for n in turns if self.surroundings[n].quiet(best)} if best else turns
+        return quiet_turns(turns, lambda n, level: self.surroundings[n].quiet(best, level)) if best else turns
+
+    def strictly_quiet(self, best: float) -> bool:
+        """Whether the turns that count are quiet by the strictest measure."""
+        return not best or all(self.surroundings[n].quiet(best, STRICT) for n in self.quiet(best))
 
     def counted(self, samples: Samples, best: float) -> tuple[Samples, bool]:
         """The samples that count, and whether these are of quiet turns: all of them, where too few turns were."""
@@ -125,8 +129,8 @@ class Contender:
 
     def reference(self, counted: Samples) -> float:
         """GFLOP/s of the probe round the turns that count, the slowest of each turn: the machine's speed then."""
-        least = [min(*self.surroundings[n].before, *self.surroundings[n].after) for n in set(counted.rounds)]
-        return median(least)
+        looks = [(self.surroundings[n].before, self.surroundings[n].after) for n in set(counted.rounds)]
+        return median(min(min(look[: LOOSE.loops]) for look in pair) for pair in looks)
 
     def precise(self, settings: Settings, best: float = 0.0) -> bool:
         """Whether there are enough samples and their median is known well enough."""
@@ -224,4 +228,6 @@ def _done(contender: Contender, settings: Settings, best: float) -> bool:
         return False
     # A thousand resamples take long beside a turn, and few more samples do not change the interval.
     contender.check_at = int(samples * 1.2)
+    if not contender.strictly_quiet(best) and contender.spent_s < settings.time_limit_s / 2:
+        return False
     return contender.precise(settings, best)

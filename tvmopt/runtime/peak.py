@@ -6,7 +6,9 @@ drops with the kernel, so the two are measured in turns.
 That alone is not enough where a neighbour runs on the other hardware thread of a core. It takes instruction slots and
 L1 bandwidth, of which a loop that only multiplies registers needs little, so the peak can look undisturbed while every
 kernel runs at half its speed. A second loop, a register tile fed from L1, needs all of them: on an idle core it runs at
-the peak, too, and the turns in which it does are the ones that show the kernel rather than the neighbour.
+the peak, too, and the turns in which it does are the ones that show the kernel rather than the neighbour. A neighbour
+who mostly waits for memory leaves both alone and empties L2 of what the kernel had there: a third loop is the second
+one fed from L2.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ _LATENCY = 4
 _STEPS = 80_000
 # The second loop's depth: with it the operands of the largest tile take 11 KiB, inside any L1.
 _DEPTH = 64
+# The third's operands take this part of L2, of which neither the code nor the system's own data may be short.
+_OF_L2 = 4
 
 
 @dataclass(frozen=True)
@@ -77,14 +81,19 @@ def _function(cores: int, lanes: int, sums: int) -> tvm.tirx.PrimFunc:
     return main
 
 
-def _tile_function(cores: int, lanes: int, rows: int, vectors: int, repeats: int) -> tvm.tirx.PrimFunc:
-    """A register tile a core, fed from L1: x (cores, rows, depth) by w (cores, depth, vectors, lanes), float32."""
+def _tile_function(
+    cores: int, lanes: int, rows: int, vectors: int, repeats: int, depth: int = _DEPTH
+) -> tvm.tirx.PrimFunc:
+    """A register tile a core, fed from the cache that `depth` fits, float32.
+
+    x (cores, rows, depth) by w (cores, depth, vectors, lanes) to out (cores, rows, vectors, lanes).
+    """
     from tvm.script import tirx as T
 
     @T.prim_func(s_tir=True)
     def main(
-        x: T.Buffer((cores, rows, _DEPTH), "float32"),  # type: ignore[valid-type]
-        w: T.Buffer((cores, _DEPTH, vectors, lanes), "float32"),  # type: ignore[valid-type]
+        x: T.Buffer((cores, rows, depth), "float32"),  # type: ignore[valid-type]
+        w: T.Buffer((cores, depth, vectors, lanes), "float32"),  # type: ignore[valid-type]
         out: T.Buffer((cores, rows, vectors, lanes), "float32"),  # type: ignore[valid-type]
     ) -> None:
         T.func_attr({"tirx.noalias": True})
@@ -97,7 +106,7 @@ def _tile_function(cores: int, lanes: int, rows: int, vectors: int, repeats: int
                         for lane in T.vectorized(lanes):
                             total[i, j, lane] = T.float32(0)
                 for _step in T.serial(repeats):
-                    for k in T.serial(_DEPTH):
+                    for k in T.serial(depth):
                         for i in T.unroll(rows):
                             for j in T.unroll(vectors):
                                 for lane in T.vectorized(lanes):
@@ -145,6 +154,11 @@ class Peak:
         self._operations = 2.0 * cores * _SUMS * lanes * _STEPS
         self._tile = _stopwatch(_tile_function(cores, lanes, rows, vectors, repeats), machine)
         self._tile_operations = 2.0 * cores * lanes * rows * vectors * _DEPTH * repeats
+        # An odd number of floats: rows a multiple of 4 KiB apart would meet in one set of L1.
+        depth = machine.l2 // _OF_L2 // (4 * (rows + vectors * lanes)) | 1
+        repeats = max(1, _STEPS * _SUMS // (rows * vectors * depth))
+        self._deep = _stopwatch(_tile_function(cores, lanes, rows, vectors, repeats, depth), machine)
+        self._deep_operations = 2.0 * cores * lanes * rows * vectors * depth * repeats
         self._chain = _stopwatch(_function(1, lanes, 1), machine)
         self._chain_operations = 2.0 * lanes * _STEPS
 
@@ -155,6 +169,10 @@ class Peak:
     def tile_gflops(self) -> float:
         """A register tile fed from L1: the best of three runs on all cores, in 1e9 operations a second."""
         return self._tile_operations / self._least(self._tile) * 1e-9
+
+    def deep_gflops(self) -> float:
+        """The same tile fed from L2: the best of three runs on all cores, in 1e9 operations a second."""
+        return self._deep_operations / self._least(self._deep) * 1e-9
 
     def _least(self, run: Callable[[], float]) -> float:
         """The least of three runs, in seconds, once the cores are awake."""
