@@ -7,8 +7,8 @@ Contenders take turns in random order. A turn is quiet when the reference loops 
 and right after the kernel, came as near to the peak as quiet.py asks, and no process of this machine took a core from
 it meanwhile: then nobody else used the cores. The kernel's own time plays no part in that. Figures are medians over the
 quiet turns, with all turns kept beside them; where too few were quiet they are those of all turns, and marked.
-The contenders' memory is in large pages, if there are any (process.py says why). Weights are packed ahead of time, as in
-a compiled network; everything else, padding and epilogue included, is timed.
+The contenders' memory is in large pages, if there are any (process.py says why). Weights are packed ahead of time, as
+in a compiled network; everything else, padding and epilogue included, is timed.
 """
 
 from __future__ import annotations

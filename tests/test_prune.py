@@ -13,7 +13,7 @@ from bench.cases import Case
 from bench.worker import Session
 from tvmopt.errors import ModelError, TvmoptError
 from tvmopt.model import load_model
-from tvmopt.options import BuildOptions
+from tvmopt.options import BuildOptions, run
 from tvmopt.prune import Settings, main, prune_model, summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +50,19 @@ def test_a_scan_alone_and_by_sensitivity(capsys: pytest.CaptureFixture[str]) -> 
     total = sum(layer.sparsity * layer.params for layer in pruned.layers) / sum(layer.params for layer in pruned.layers)
     assert total == pytest.approx(0.8, abs=0.005) and zeros["conv3.0"] > zeros["conv1.0"]
     assert load_model("digits_cnn").module.state_dict().keys() == pruned.module.state_dict().keys()
+
+
+def test_zeros_spread_by_the_size_of_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    pruned = prune_model(load_model("digits_cnn"), Settings("block", 0.8, limit=20, allocation="erdos-renyi"))
+    assert pruned is not None
+    zeros = {layer.name: layer.sparsity for layer in pruned.layers}
+    chosen = [layer for layer in pruned.layers if layer.sparsity]
+    total = sum(layer.sparsity * layer.params for layer in chosen) / sum(layer.params for layer in chosen)
+    assert total == pytest.approx(0.8, abs=0.02)
+    assert zeros["conv2.0"] < zeros["conv3.0"] - 0.02
+    for more in (["--sensitivity", "--sparsity", "0.5"], []):
+        assert run(main, ["--method", "block", "--allocation", "erdos-renyi", "-o", "x.pt2", *more]) == 2
+        assert "give one, and no scan" in capsys.readouterr().err
 
 
 def test_what_is_cut_out_is_said() -> None:

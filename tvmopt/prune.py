@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvmopt.compress.allocation import KINDS as ALLOCATIONS
 from tvmopt.errors import ModelError, OutputError, UsageError
 from tvmopt.options import add_build_options, build_options, make_parser, names, positive_int, run
 
@@ -43,6 +44,7 @@ class Settings:
     data_dir: str | None = None
     limit: int | None = None
     sensitivity: bool = False
+    allocation: str = "uniform"
     bfloat16: bool = False
     output: Path | None = None
 
@@ -84,6 +86,8 @@ def prune_model(model: Model, settings: Settings, say: Any = print) -> Pruned | 
         sparsity = _by_sensitivity(model, settings, held_back, say)
         if sparsity is None:
             return None
+    elif settings.allocation != "uniform":
+        sparsity = _by_size(model, settings)
     finetuning = None
     if settings.epochs:
         assert training is not None
@@ -176,6 +180,16 @@ def _by_sensitivity(
     return sensitivity.allocate(found, params, settings.sparsity)
 
 
+def _by_size(model: Model, settings: Settings) -> Mapping[str, float]:
+    from tvmopt.compress.allocation import erdos_renyi
+    from tvmopt.compress.layers import chosen_layers
+    from tvmopt.compress.methods import method_of
+
+    assert settings.sparsity is not None
+    chosen = chosen_layers(model.module, method_of(settings.method), settings.only, settings.skip)
+    return erdos_renyi({name: tuple(layer.weight.shape) for name, layer in chosen.items()}, settings.sparsity)
+
+
 def summary(pruned: Pruned) -> list[str]:
     """The lines that say what was reached: layer by layer, overall, accuracy, sizes."""
     rows = [["layer", "shape", "weights", "zeros"]]
@@ -234,6 +248,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--skip", type=names, default=(), metavar="A,B", help="leave these layers alone")
     made.add_argument("--sensitivity", action="store_true",
                       help="scan layer by layer; with --sparsity, prune each layer by what it can lose")  # fmt: skip
+    made.add_argument("--allocation", choices=ALLOCATIONS, default="uniform",
+                      help="uniform: all layers alike; erdos-renyi: small layers less, wide ones more")  # fmt: skip
     made.add_argument("-o", "--output", type=Path, metavar="FILE.pt2", help="the file to write")
     group = made.add_argument_group("fine-tuning and data")
     group.add_argument("--finetune-epochs", type=int, default=0, metavar="N", help="passes over the training images")
@@ -258,12 +274,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"--schedule {args.schedule} prunes while training: give --finetune-epochs")
     if args.output is None and not (args.sensitivity and args.sparsity is None):
         raise UsageError("give -o FILE.pt2, the file to write")
+    if args.allocation != "uniform" and (args.sensitivity or args.sparsity is None):
+        raise UsageError(f"--allocation {args.allocation} spreads --sparsity over the layers: give one, and no scan")
     if args.output is not None:
         _check_output(args.output)
     options = build_options(args)
     settings = Settings(
         args.method, args.sparsity, args.layers, args.skip, args.schedule, args.finetune_epochs, args.lr, args.seed,
-        args.dataset, args.data_dir, args.limit, args.sensitivity, args.bfloat16, args.output,
+        args.dataset, args.data_dir, args.limit, args.sensitivity, args.allocation, args.bfloat16, args.output,
     )  # fmt: skip
     from tvmopt.compress.methods import check_sparsity, method_of
     from tvmopt.machine import available_cores, configure_threads

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from tvmopt.compress import sensitivity
+from tvmopt.compress import allocation, sensitivity
 from tvmopt.compress.methods import method_of
 from tvmopt.compress.pruning import Finetuning, prune
 from tvmopt.compress.schedule import Schedule
@@ -140,3 +141,19 @@ def test_what_is_allocated_adds_up(sparsity: float) -> None:
     assert total == pytest.approx(sparsity, abs=1e-3) and all(0 <= share < 1 for share in shares.values())
     with pytest.raises(UsageError, match=r"less than 0\.98"):
         sensitivity.allocate(found, params, 0.99)
+
+
+def test_small_layers_keep_more_and_the_whole_adds_up() -> None:
+    """A small layer keeps all before a wide one keeps a tenth; the densities are as the extents' sums by products."""
+    shapes = {"stem": (16, 3, 3, 3), "small": (16, 16, 3, 3), "wide": (256, 256, 3, 3), "last": (10, 64)}
+    for sparsity in (0.0, 0.5, 0.9, 0.97):
+        shares = allocation.erdos_renyi(shapes, sparsity)
+        count = {name: math.prod(shape) for name, shape in shapes.items()}
+        zeros = sum(shares[name] * n for name, n in count.items()) / sum(count.values())
+        assert zeros == pytest.approx(sparsity, abs=1e-6)
+        assert all(0 <= share <= 0.98 + 1e-9 for share in shares.values())
+        assert shares["stem"] <= shares["small"] <= shares["wide"]
+    pair = allocation.erdos_renyi({"a": (64, 64, 3, 3), "b": (128, 128, 3, 3)}, 0.8)
+    assert (1 - pair["a"]) / (1 - pair["b"]) == pytest.approx((134 / 36864) / (262 / 147456))
+    with pytest.raises(UsageError, match=r"less than 0\.98"):
+        allocation.erdos_renyi(shapes, 0.99)
