@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import VerificationError
 
-from .quiet import LOOSE, STRICT, Level, References, quiet_turns
+from .quiet import STRICT, Level, References, best_of, quiet_turns, slowest
 from .results import FEWEST_QUIET
 
 if TYPE_CHECKING:
@@ -42,29 +42,28 @@ class Turns:
     rounds: list[int] = dataclasses.field(default_factory=list)
     spent_s: float = 0.0
 
-    def quiet(self, peak: float) -> list[bool]:
-        """Whether the references came near enough to `peak`, by quiet.py, and nothing took a core in between."""
-        found = quiet_turns(range(len(self.seconds)), lambda i, level: self._is_quiet(i, peak, level))
+    def quiet(self, best: References) -> list[bool]:
+        """Whether the references came near enough to `best`, by quiet.py, and nothing took a core in between."""
+        found = quiet_turns(range(len(self.seconds)), lambda i, level: self._is_quiet(i, best, level))
         return [i in found for i in range(len(self.seconds))]
 
-    def strictly_quiet(self, peak: float) -> int:
+    def strictly_quiet(self, best: References) -> int:
         """How many turns are quiet by the strictest measure."""
-        return sum(self._is_quiet(i, peak, STRICT) for i in range(len(self.seconds)))
+        return sum(self._is_quiet(i, best, STRICT) for i in range(len(self.seconds)))
 
-    def _is_quiet(self, i: int, peak: float, level: Level) -> bool:
-        return self.interruptions[i] == 0 and level.holds((self.before[i], self.after[i]), peak)
+    def _is_quiet(self, i: int, best: References, level: Level) -> bool:
+        return self.interruptions[i] == 0 and level.holds((self.before[i], self.after[i]), best)
 
-    def counted(self, peak: float) -> tuple[list[float], list[int]]:
+    def counted(self, best: References) -> tuple[list[float], list[int]]:
         """The times, in seconds, and rounds of the quiet turns; of all where too few were."""
-        quiet = self.quiet(peak)
+        quiet = self.quiet(best)
         kept = [i for i, is_quiet in enumerate(quiet) if is_quiet or sum(quiet) < FEWEST_QUIET]
         return [self.seconds[i] for i in kept], [self.rounds[i] for i in kept]
 
-    def reference(self, peak: float) -> float:
+    def reference(self, best: References) -> float:
         """GFLOP/s of the references round the turns that count, the slowest of each turn: the machine's speed then."""
-        _, rounds = self.counted(peak)
-        looks = zip(self.before, self.after, strict=True)
-        least = [min(min(look[: LOOSE.loops]) for look in pair) for pair in looks]
+        _, rounds = self.counted(best)
+        least = [slowest(pair) for pair in zip(self.before, self.after, strict=True)]
         return statistics.median(least[self.rounds.index(number)] for number in rounds)
 
     def peaks(self) -> list[float]:
@@ -152,8 +151,8 @@ def measure(
         for name in shown:
             text = tvm.ask({"do": "show", "name": name, "form": settings.show}, _PREPARE_TIMEOUT_S)["text"]
             notes.append(f"--- {op} {shape}, {name}, {settings.show}\n{text}")
-    peak = max(max(*pair) for one in turns.values() for pair in (*one.before, *one.after))
-    return [_row(op, shape, name, one, facts, peak, machine, settings) for name, one in turns.items()], notes
+    best = best_of(look for one in turns.values() for look in (*one.before, *one.after))
+    return [_row(op, shape, name, one, facts, best, machine, settings) for name, one in turns.items()], notes
 
 
 def take_turns(tvm: Worker, peers: dict[str, Worker], names: Sequence[str], settings: Settings) -> dict[str, Turns]:
@@ -182,24 +181,24 @@ def take_turns(tvm: Worker, peers: dict[str, Worker], names: Sequence[str], sett
             one.interruptions.append(answer["interruptions"])
             one.rounds.append(number)
             one.spent_s += time.monotonic() - began
-        peak = max(max(*pair) for one in turns.values() for pair in (*one.before, *one.after))
-        waiting = [name for name in waiting if not _enough(turns[name], peak, settings)]
+        best = best_of(look for one in turns.values() for look in (*one.before, *one.after))
+        waiting = [name for name in waiting if not _enough(turns[name], best, settings)]
         number += 1
     return turns
 
 
-def _enough(turns: Turns, peak: float, settings: Settings) -> bool:
+def _enough(turns: Turns, best: References, settings: Settings) -> bool:
     if len(turns.seconds) < _FEWEST_TURNS:
         return False
     if min(turns.seconds) > _SLOW_S or turns.spent_s >= settings.limit_s:
         return True
     # For half of the time turns are waited for that are quiet by the strictest measure.
     late = turns.spent_s >= settings.limit_s / 2
-    return (sum(turns.quiet(peak)) if late else turns.strictly_quiet(peak)) >= settings.quiet
+    return (sum(turns.quiet(best)) if late else turns.strictly_quiet(best)) >= settings.quiet
 
 
 def _row(
-    op: str, shape: str, name: str, turns: Turns, facts: dict[str, Any], peak: float, machine: Machine,
+    op: str, shape: str, name: str, turns: Turns, facts: dict[str, Any], best: References, machine: Machine,
     settings: Settings,
 ) -> dict[str, Any]:  # fmt: skip
     """The result of one contender; raises VerificationError for a time that cannot be."""
@@ -212,7 +211,8 @@ def _row(
     sizes = contender.get("kernel", facts["kernel"])
     flops, size = sizes["flops"], sizes["bytes"]
     bandwidth = facts["bandwidths"].get(str(size), facts["bandwidth"])
-    quiet = turns.quiet(peak)
+    peak = best[0]
+    quiet = turns.quiet(best)
     unstable = sum(quiet) < FEWEST_QUIET
     counted = [i for i, is_quiet in enumerate(quiet) if is_quiet or unstable]
     roofs = [max(flops / (p * 1e9), size / bandwidth) for p in turns.peaks()]
@@ -253,7 +253,7 @@ def _row(
         "bound": bound,
         "peak_fraction_all_turns": float(np.median(shares)),
         "peak_gflops": peak,
-        "reference_gflops": turns.reference(peak),
+        "reference_gflops": turns.reference(best),
         "bandwidth_bytes_per_s": bandwidth,
         "clock_ghz": facts["clock_ghz"],
         "lanes": facts["lanes"],

@@ -1,7 +1,7 @@
 """Single kernels in a process of their own, told what to do by JSON lines, as bench/worker.py is for networks.
 
     {"do": "prepare", "op", "shape", "threads", "contenders", ...}   build and verify
-    {"do": "watch", "threads"}           build the three reference loops alone
+    {"do": "watch", "threads"}           build the reference loops alone
     {"do": "references"}                 run them once
     {"do": "turn", "name"}               references, the kernel, references
     {"do": "finish"}                     verify again
@@ -146,8 +146,9 @@ class Session:
         return {}
 
     def do_references(self) -> dict[str, Any]:
-        """GFLOP/s of the loop over registers, the one fed from L1 and the one fed from L2."""
-        return {"references": [self._peak.gflops(), self._peak.tile_gflops(), self._peak.deep_gflops()]}
+        """GFLOP/s over registers, fed from L1 and fed from L2, and thousands of launches a second."""
+        peak = self._peak
+        return {"references": [peak.gflops(), peak.tile_gflops(), peak.deep_gflops(), peak.launches()]}
 
     def do_turn(self, name: str) -> dict[str, Any]:
         """One sample in seconds per call; interruptions: how often the system took a core from it."""

@@ -12,7 +12,7 @@ from typing import Any
 from . import statistics
 from .cases import Case
 from .process import Worker, WorkerError
-from .quiet import Probe, start_probe
+from .quiet import Probe, References, start_probe
 from .results import FEWEST_QUIET
 from .turns import PREPARE_TIMEOUT_S, Contender, Report, Settings, take_turns
 
@@ -59,7 +59,7 @@ def measure(
             for case, contender in zip(cases, contenders, strict=True):
                 if contender.error is None:
                     _finish(case, contender, profile, report)
-    best = probe.best if probe is not None else 0.0
+    best = probe.best if probe is not None else ()
     fair = quiet_for_all(contenders, best)
     rows = []
     for cold in (False, True) if settings.cold else (False,):
@@ -114,7 +114,7 @@ def _finish(case: Case, contender: Contender, profile: bool, report: Report) -> 
     report(contender.name, contender.error or "done")
 
 
-def quiet_for_all(contenders: Sequence[Contender], best: float) -> bool:
+def quiet_for_all(contenders: Sequence[Contender], best: References) -> bool:
     """Whether every contender has enough quiet turns for them to be set beside each other.
 
     One with hardly any turns at all, because a call of it takes seconds, does not keep the others from theirs.
@@ -128,7 +128,7 @@ def failed_rows(cases: Sequence[Case], error: WorkerError) -> list[dict[str, Any
     rows = []
     for case in cases:
         contender = Contender(case.name, worker=None, error=str(error))  # type: ignore[arg-type]
-        rows.append(_row(case, contender, {"model": case.spec or "", "batch": 1}, Settings(), 0.0, False, True))
+        rows.append(_row(case, contender, {"model": case.spec or "", "batch": 1}, Settings(), (), False, True))
     return rows
 
 
@@ -145,8 +145,9 @@ def _reference(case: Case, data: Data, path: Path, report: Report) -> dict[str, 
 
 
 def _row(
-    case: Case, contender: Contender, facts: dict[str, Any], settings: Settings, best: float, cold: bool, fair: bool
-) -> dict[str, Any]:
+    case: Case, contender: Contender, facts: dict[str, Any], settings: Settings, best: References, cold: bool,
+    fair: bool,
+) -> dict[str, Any]:  # fmt: skip
     """One result of the schema. A contender with an error keeps no times: they may be of wrong outputs.
 
     `samples_ms` are all samples and `quiet` says which of them count: `latency_ms` and `ci95` are of those. Where too

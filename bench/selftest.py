@@ -102,7 +102,7 @@ def among(machine: Machine, repeats: int) -> Finding:
                     contender.forget()
                 limit_s = _AMONG_S / 2 if len(group) == 1 else _AMONG_S
                 take_turns(group, replace(settings, seed=number, time_limit_s=limit_s), _silent, probe)
-                best = probe.best if probe else 0.0
+                best = probe.best if probe else ()
                 counted, _ = contenders[0].counted(contenders[0].samples, best)
                 medians.append(statistics.median(counted.seconds))
                 known = known and contenders[0].precise(settings, best)
@@ -159,11 +159,12 @@ def differ(new: Turns, old: Turns) -> tuple[str, float]:
     """The verdict of `bench.compare`, and the ratio."""
     from . import statistics as ours
     from .compare import verdict
+    from .quiet import best_of
 
-    peak = max(max(*pair) for one in (new, old) for pair in (*one.before, *one.after))
-    (a, rounds_a), (b, rounds_b) = new.counted(peak), old.counted(peak)
+    best = best_of(look for one in (new, old) for look in (*one.before, *one.after))
+    (a, rounds_a), (b, rounds_b) = new.counted(best), old.counted(best)
     found = ours.ratio(a, rounds_a, b, rounds_b)
-    return verdict(found, rounds_b, rounds_a, old.reference(peak) / new.reference(peak)), found.value
+    return verdict(found, rounds_b, rounds_a, old.reference(best) / new.reference(best)), found.value
 
 
 def same(machine: Machine, comparisons: int, settings: Settings, builds: int = 12) -> Finding:

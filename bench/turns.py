@@ -18,7 +18,7 @@ from tvmopt.runtime import timer
 
 from . import statistics
 from .process import WorkerError
-from .quiet import LOOSE, STRICT, References, Surroundings, quiet_turns
+from .quiet import STRICT, References, Surroundings, quiet_turns, slowest
 from .results import FEWEST_QUIET
 
 # Building may take a while (an unscheduled vision transformer), but not for ever.
@@ -43,7 +43,7 @@ class Asked(Protocol):
 class Watching(Protocol):
     """What turns needs of a probe (quiet.py)."""
 
-    best: float
+    best: References
 
     def look(self) -> References: ...
 
@@ -112,16 +112,16 @@ class Contender:
         self.samples, self.cold, self.surroundings = Samples(), Samples(), {}
         self.spent_s, self.check_at = 0.0, 0
 
-    def quiet(self, best: float) -> set[int]:
-        """The turns that count; without a probe (`best` is 0) all of them do."""
+    def quiet(self, best: References) -> set[int]:
+        """The turns that count; without a probe (`best` is empty) all of them do."""
         turns = set(self.samples.rounds)
         return quiet_turns(turns, lambda n, level: self.surroundings[n].quiet(best, level)) if best else turns
 
-    def strictly_quiet(self, best: float) -> bool:
+    def strictly_quiet(self, best: References) -> bool:
         """Whether the turns that count are quiet by the strictest measure."""
         return not best or all(self.surroundings[n].quiet(best, STRICT) for n in self.quiet(best))
 
-    def counted(self, samples: Samples, best: float) -> tuple[Samples, bool]:
+    def counted(self, samples: Samples, best: References) -> tuple[Samples, bool]:
         """The samples that count, and whether these are of quiet turns: all of them, where too few turns were."""
         quiet = self.quiet(best)
         enough = not best or len(quiet) >= FEWEST_QUIET
@@ -129,15 +129,15 @@ class Contender:
 
     def reference(self, counted: Samples) -> float:
         """GFLOP/s of the probe round the turns that count, the slowest of each turn: the machine's speed then."""
-        looks = [(self.surroundings[n].before, self.surroundings[n].after) for n in set(counted.rounds)]
-        return median(min(min(look[: LOOSE.loops]) for look in pair) for pair in looks)
+        seen = [self.surroundings[n] for n in set(counted.rounds)]
+        return median(slowest((one.before, one.after)) for one in seen)
 
-    def precise(self, settings: Settings, best: float = 0.0) -> bool:
+    def precise(self, settings: Settings, best: References = ()) -> bool:
         """Whether there are enough samples and their median is known well enough."""
         kinds = (self.samples, self.cold) if settings.cold else (self.samples,)
         return all(self._precise(kind, settings, best) for kind in kinds)
 
-    def _precise(self, kind: Samples, settings: Settings, best: float) -> bool:
+    def _precise(self, kind: Samples, settings: Settings, best: References) -> bool:
         counted, quiet = self.counted(kind, best)
         if not quiet or len(counted.seconds) < settings.samples:
             return False
@@ -200,7 +200,7 @@ def take_turns(
             contender.spent_s += time.monotonic() - begin
             samples = len(contender.samples.seconds)
             report(contender.name, f"{samples} samples" if contender.error is None else "failed")
-        best = probe.best if probe is not None else 0.0
+        best = probe.best if probe is not None else ()
         waiting = [contender for contender in waiting if not _done(contender, settings, best)]
         number += 1
 
@@ -218,7 +218,7 @@ def _turn(contender: Contender, number: int, settings: Settings) -> float:
     return float(answer["waited"])
 
 
-def _done(contender: Contender, settings: Settings, best: float) -> bool:
+def _done(contender: Contender, settings: Settings, best: References) -> bool:
     if contender.error is not None:
         return True
     samples = len(contender.samples.seconds)

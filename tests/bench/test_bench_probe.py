@@ -45,7 +45,7 @@ def test_a_probe_that_slept_measures_what_one_at_work_does() -> None:
             found = []
             for _ in range(30):
                 time.sleep(pause_s)
-                found.append(min(worker.ask({"do": "references"}, 60)["references"]))
+                found.append(min(worker.ask({"do": "references"}, 60)["references"][:3]))
             return statistics.median(found)
 
         # In turns, so that a neighbour who stays for a while meets both.

@@ -8,7 +8,8 @@ L1 bandwidth, of which a loop that only multiplies registers needs little, so th
 kernel runs at half its speed. A second loop, a register tile fed from L1, needs all of them: on an idle core it runs at
 the peak, too, and the turns in which it does are the ones that show the kernel rather than the neighbour. A neighbour
 who mostly waits for memory leaves both alone and empties L2 of what the kernel had there: a third loop is the second
-one fed from L2.
+one fed from L2. And where a virtual machine's cores are moved apart, a launch on all of them takes twice as long while
+each core is as fast as before: a fourth loop does nothing but launch.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ _LATENCY = 4
 _STEPS = 80_000
 # The second loop's depth: with it the operands of the largest tile take 11 KiB, inside any L1.
 _DEPTH = 64
+_LAUNCHES = 100
 # The third's operands take this part of L2, of which neither the code nor the system's own data may be short.
 _OF_L2 = 4
 
@@ -119,6 +121,24 @@ def _tile_function(
     return main
 
 
+def _launch_function(cores: int, lanes: int) -> tvm.tirx.PrimFunc:
+    """`_LAUNCHES` launches on all cores, each to add x (cores, lanes) to out of the same shape, float32."""
+    from tvm.script import tirx as T
+
+    @T.prim_func(s_tir=True)
+    def main(
+        x: T.Buffer((cores, lanes), "float32"),  # type: ignore[valid-type]
+        out: T.Buffer((cores, lanes), "float32"),  # type: ignore[valid-type]
+    ) -> None:
+        T.func_attr({"tirx.noalias": True})
+        for _ in T.serial(_LAUNCHES):
+            for core in T.parallel(cores):
+                for lane in T.vectorized(lanes):
+                    out[core, lane] = out[core, lane] + x[core, lane]
+
+    return main
+
+
 def _stopwatch(function: tvm.tirx.PrimFunc, machine: Machine) -> Callable[[], float]:
     """A function that times one run in seconds; arguments small enough that sums neither overflow nor vanish."""
     import tvm
@@ -159,6 +179,7 @@ class Peak:
         repeats = max(1, _STEPS * _SUMS // (rows * vectors * depth))
         self._deep = _stopwatch(_tile_function(cores, lanes, rows, vectors, repeats, depth), machine)
         self._deep_operations = 2.0 * cores * lanes * rows * vectors * depth * repeats
+        self._launch = _stopwatch(_launch_function(cores, lanes), machine)
         self._chain = _stopwatch(_function(1, lanes, 1), machine)
         self._chain_operations = 2.0 * lanes * _STEPS
 
@@ -173,6 +194,10 @@ class Peak:
     def deep_gflops(self) -> float:
         """The same tile fed from L2: the best of three runs on all cores, in 1e9 operations a second."""
         return self._deep_operations / self._least(self._deep) * 1e-9
+
+    def launches(self) -> float:
+        """Launches on all cores, in thousands a second: the best of three runs."""
+        return _LAUNCHES / self._least(self._launch) * 1e-3
 
     def _least(self, run: Callable[[], float]) -> float:
         """The least of three runs, in seconds, once the cores are awake."""
