@@ -11,7 +11,7 @@ One register of a panel stands against the tile's rows: both products then share
 from memory loads two values a multiply-add unit and cycle, which is what it can.
 
 Keys that fill no register are masked once, on their way out of the registers, and a row is divided by its total once:
-12 x 197 x 64 (ViT-B/16) took 675 us on two Zen 4 cores, and 770 where both passes over a row masked it again.
+12 x 197 x 64 (ViT-B/16) took 675 us on two Zen 4 cores with this, the shorter exp and rows.py's folds, 770 without.
 """
 
 from __future__ import annotations
