@@ -30,8 +30,8 @@ RULES = [
     ("dense", 3, dense.rule),
     ("dense_sparse", 2, dense_sparse.rule),
     ("batch_matmul", 3, batch_matmul.rule),
-    ("attention", 1, attention.rule),
-    ("rows", 1, rows.rule),
+    ("attention", 2, attention.rule),
+    ("rows", 2, rows.rule),
     ("pool", 2, pool.rule),
     ("fallback", 2, fallback.rule),
 ]

@@ -14,7 +14,7 @@ from tvm import te, tirx
 from tvmopt.operators import FLOPS_ATTR
 from tvmopt.operators.blocking import blocks
 from tvmopt.operators.extent import padded_extent
-from tvmopt.operators.rows import over_row, powers
+from tvmopt.operators.rows import inverse, over_row, powers
 
 
 def _matrix(data: te.Tensor, batch: te.PrimExpr, row: te.PrimExpr, column: te.PrimExpr) -> te.PrimExpr:
@@ -56,7 +56,7 @@ def panels(data: te.Tensor, lanes: int, *, fill_depth: bool) -> te.Tensor:
 def attention(query: te.Tensor, keys: te.Tensor, values: te.Tensor, *, length: int, flops: int) -> te.Tensor:
     """(B, M, D), panels (B, N, D, lanes) of `length` keys, panels (B, E, N * lanes, lanes) -> (B, M, E, lanes).
 
-    Stages: `scores`, `masked` (where the keys fill no register), `peak_lanes`, `peak`, `power`, `total_lanes`, `total`,
+    Stages: `scores`, `masked` (where the keys fill no register), `peak` (`over_row`), `power`, `total`, `inverse`,
     `weighted` and the output `attention`.
     """
     batch, rows, depth = (int(x) for x in query.shape)
@@ -74,8 +74,9 @@ def attention(query: te.Tensor, keys: te.Tensor, values: te.Tensor, *, length: i
         return tirx.Select(no * lanes + ni < length, scores[b, m, no, ni], tirx.min_value(query.dtype))
 
     row = scores if length % lanes == 0 else te.compute(shape, masked, name="masked")
-    power = powers(row, over_row(row, "peak", te.max), length)
-    total = over_row(power, "total", te.sum)
+    # What fills the last register comes to 1e-38 where the peak gives 1, and stands against values of 0: no mask more.
+    power = powers(row, over_row(row, "peak", te.max), key_panels * lanes)
+    share = inverse(over_row(power, "total", te.sum))
     ko, ki = te.reduce_axis((0, key_panels), "ko"), te.reduce_axis((0, lanes), "ki")
     weighted = te.compute(
         (batch, rows, int(values.shape[1]), lanes),
@@ -85,7 +86,7 @@ def attention(query: te.Tensor, keys: te.Tensor, values: te.Tensor, *, length: i
     )
     return te.compute(
         weighted.shape,
-        lambda b, m, no, ni: weighted[b, m, no, ni] / total[b, m],
+        lambda b, m, no, ni: weighted[b, m, no, ni] * share[b, m],
         name="attention",
         attrs={FLOPS_ATTR: flops},
     )
