@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each layer imports from itself and from those below it.
 LAYERS = [
     {"cli"},
-    {"tune", "replay", "prune", "export", "api", "bench", "variants"},
+    {"tune", "serve", "replay", "prune", "export", "api", "bench", "variants"},
     {"tuning", "runtime", "compress", "training"},
     # Finds the rules for a kernel of the graph.
     {"registry"},

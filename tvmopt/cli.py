@@ -12,6 +12,7 @@ from tvmopt.options import run
 # Command -> its module, which has a main(argv), and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
     "tune": ("tvmopt.tune", "search schedules for a model's kernels and log the best"),
+    "serve": ("tvmopt.serve", "lend this machine to those who tune elsewhere"),
     "replay": ("tvmopt.replay", "rebuild a logged plan without search, verify it and time it again"),
     "prune": ("tvmopt.prune", "make a model smaller: masks, blocks, filters removed, fine-tuned, as a .pt2"),
     "export": ("tvmopt.export", "write a model as one file to load and run"),

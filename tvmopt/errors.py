@@ -49,6 +49,10 @@ class VerificationError(TvmoptError):
     """A compiled kernel or network does not compute what PyTorch computes."""
 
 
+class FleetError(TvmoptError):
+    """No tracker or no server where machines to measure on were named, or machines that do not go together."""
+
+
 class ArtifactError(TvmoptError):
     """An exported artifact that cannot be loaded, or was built for another machine."""
 

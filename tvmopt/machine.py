@@ -10,9 +10,10 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import UsageError
 from tvmopt.machine_gpu import GpuMachine, detect_gpu, named_gpu
@@ -29,7 +30,9 @@ _CACHE_DEFAULTS = {"l1": 32 << 10, "l2": 512 << 10, "l3": 4 << 20}
 # which it keeps a core from sleeping; within a network, and between calls in a row, it waits for microseconds.
 _SPIN_COUNT = "10000"
 _CPUINFO = Path("/proc/cpuinfo")
-_CACHE_DIR = Path("/sys/devices/system/cpu/cpu0/cache")
+CACHE_DIR = Path("/sys/devices/system/cpu/cpu0/cache")
+# Data and instructions apart on the first level, and up to three more.
+_MOST_CACHES = 5
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Machine:
     """A CPU as seen by a schedule.
 
     `cores` is the number of threads kernels run on; `lanes` the fp32 values per SIMD register; `registers` the
-    number of those; `l1`, `l2`, `l3` bytes (L1 and L2 per core, L3 shared).
+    number of those; `l1`, `l2`, `l3` bytes (L1 and L2 per core, L3 shared). `triple` is LLVM's, of a machine that is
+    not this host.
     """
 
     kind: str
@@ -51,6 +55,7 @@ class Machine:
     l2: int
     l3: int
     assumed: tuple[str, ...] = field(default=(), compare=False)
+    triple: str = field(default="", compare=False)
 
     @property
     def slug(self) -> str:
@@ -62,8 +67,11 @@ class Machine:
         import tvm
 
         return tvm.target.Target(
-            {"kind": "llvm", "mtriple": default_triple(), "mcpu": self.llvm_cpu, "num-cores": self.cores}
-        )
+            {
+                "kind": "llvm", "mtriple": self.triple or default_triple(), "mcpu": self.llvm_cpu,
+                "num-cores": self.cores,
+            }
+        )  # fmt: skip
 
     def describe(self) -> str:
         """One line saying what was found."""
@@ -98,12 +106,34 @@ def detect(threads: int | None = None) -> Machine:
             raise UsageError(f"--threads {threads}: this process may use 1 to {cores} CPUs")
         cores = threads
     flags, name = _cpuinfo()
-    isa = _isa(flags)
+    isa = _isa(flags, platform.machine())
     lanes, registers = _ISA[isa]
-    sizes, assumed = _caches()
+    sizes, assumed = _caches(_cache_file)
     return Machine(
         kind="cpu", name=name, llvm_cpu=_llvm_cpu(), isa=isa, cores=cores, lanes=lanes, registers=registers,
         l1=sizes["l1"], l2=sizes["l2"], l3=sizes["l3"], assumed=assumed,
+    )  # fmt: skip
+
+
+def from_facts(facts: dict[str, Any]) -> AnyMachine:
+    """The machine whose fields are `facts`, as `dataclasses.asdict` or JSON has them."""
+    kind = GpuMachine if facts.get("kind") == "cuda" else Machine
+    return kind(**{**facts, "assumed": tuple(facts.get("assumed", ()))})
+
+
+def described_cpu(
+    llvm_cpu: str, triple: str, features: set[str], cores: int, cache_file: Callable[[str], str | None]
+) -> Machine:
+    """A CPU elsewhere, of which these are known; `cache_file` reads a file of its cache's description by relative path.
+
+    Its product name is not: LLVM's stands for it.
+    """
+    isa = _isa(features, triple.split("-")[0])
+    lanes, registers = _ISA[isa]
+    sizes, assumed = _caches(cache_file)
+    return Machine(
+        kind="cpu", name=llvm_cpu, llvm_cpu=llvm_cpu, isa=isa, cores=cores, lanes=lanes, registers=registers,
+        l1=sizes["l1"], l2=sizes["l2"], l3=sizes["l3"], assumed=("name", *assumed), triple=triple,
     )  # fmt: skip
 
 
@@ -164,24 +194,28 @@ def _cpuinfo() -> tuple[set[str], str]:
     return set(flags.group(1).split()) if flags else set(), " ".join(found.split())
 
 
-def _isa(flags: set[str]) -> str:
+def _isa(flags: set[str], architecture: str) -> str:
     if "avx512f" in flags:
         return "avx512"
     if {"avx2", "fma"} <= flags:
         return "avx2"
-    return "neon" if platform.machine() in ("aarch64", "arm64") else "sse"
+    return "neon" if architecture in ("aarch64", "arm64") else "sse"
 
 
-def _caches() -> tuple[dict[str, int], tuple[str, ...]]:
+def _cache_file(name: str) -> str | None:
+    try:
+        return (CACHE_DIR / name).read_text()
+    except OSError:
+        return None
+
+
+def _caches(read: Callable[[str], str | None]) -> tuple[dict[str, int], tuple[str, ...]]:
     sizes: dict[str, int] = {}
-    for index in sorted(_CACHE_DIR.glob("index*")) if _CACHE_DIR.is_dir() else []:
-        try:
-            level = (index / "level").read_text().strip()
-            kind = (index / "type").read_text().strip()
-            size = (index / "size").read_text().strip()
-        except OSError:
+    for index in range(_MOST_CACHES):
+        level, kind, size = (read(f"index{index}/{name}") for name in ("level", "type", "size"))
+        if level is None or kind is None or size is None:
             continue
-        if kind != "Instruction" and size.endswith("K"):
-            sizes[f"l{level}"] = int(size[:-1]) << 10
+        if kind.strip() != "Instruction" and size.strip().endswith("K"):
+            sizes[f"l{level.strip()}"] = int(size.strip()[:-1]) << 10
     assumed = tuple(name for name in _CACHE_DEFAULTS if name not in sizes)
     return {**_CACHE_DEFAULTS, **sizes}, assumed

@@ -160,7 +160,12 @@ class BuildOptions:
     @property
     def kind(self) -> str:
         """`llvm` or `cuda`."""
-        return str(_target_fields(self.target).get("kind"))
+        return str(self.fields.get("kind"))
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The target's fields, of a target given by name its kind alone."""
+        return _target_fields(self.target)
 
     def machine(self) -> AnyMachine:
         """The machine to build for, with its thread count; raises TargetError where it cannot be built for.
@@ -240,11 +245,13 @@ def build_options(args: argparse.Namespace) -> BuildOptions:
         cuda_graphs=getattr(args, "cuda_graphs", False),
         fast_math=getattr(args, "fast_math", False),
     )
-    check_target(options.target, options.arch)
+    # On other machines neither the GPU nor the cores of this one count.
+    here = getattr(args, "runner", "local") == "local"
+    check_target(options.target, options.arch, here=here)
     from tvmopt.machine import available_cores
 
     cores = available_cores()
-    if options.threads is not None and options.threads > cores:
+    if here and options.threads is not None and options.threads > cores:
         raise UsageError(f"--threads {options.threads}: this process may use {cores} cores; take at most that many")
     if options.schedules_dir is not None and not options.schedules_dir.is_dir():
         raise UsageError(f"--schedules {options.schedules_dir}: no such directory")
@@ -253,8 +260,11 @@ def build_options(args: argparse.Namespace) -> BuildOptions:
     return options
 
 
-def check_target(target: str, arch: str | None = None) -> None:
-    """Raises TargetError, in one line, for a target that is unknown or that nothing here can be built for."""
+def check_target(target: str, arch: str | None = None, *, here: bool = True) -> None:
+    """Raises TargetError, in one line, for a target that is unknown or that nothing here can be built for.
+
+    here: whether a GPU that is not named must be this machine's.
+    """
     fields = _target_fields(target)
     kind = str(fields.get("kind"))
     if kind == "cuda":
@@ -263,7 +273,7 @@ def check_target(target: str, arch: str | None = None) -> None:
             raise TargetError(f"--arch {named}: unknown; choose one of {', '.join(ARCHS)}")
         if set(fields) - {"kind", "arch"}:
             raise TargetError("--target: of a cuda target, arch alone can be set")
-        if named is None and not _has_gpu():
+        if named is None and here and not _has_gpu():
             raise TargetError(
                 "--target cuda: no CUDA GPU here; build for one with --arch (" + ", ".join(ARCHS) + "), "
                 "or use --target llvm"

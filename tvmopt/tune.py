@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tvmopt.machine import AnyMachine
     from tvmopt.model import Model
     from tvmopt.plan import Plan
+    from tvmopt.tuning.fleet import Fleet
     from tvmopt.tuning.manifest import Manifest
     from tvmopt.tuning.network import Compared
     from tvmopt.tuning.session import Report, Settings
@@ -62,6 +64,7 @@ def tune(
     fresh: bool = False,
     options: BuildOptions | None = None,
     report: Report | None = None,
+    fleet: Fleet | None = None,
 ) -> Tuned:
     """Searches schedules for `model`, a spec, a loaded model, or a module with `example_inputs`.
 
@@ -69,19 +72,20 @@ def tune(
     time_budget: seconds of search. early_stop: end when no kernel got faster in its last so many candidates.
     kernels: indices of those to tune (`python -m tvmopt.tune --list-kernels`). fresh: forget what was found before.
     options: everything else that decides what is built; `target` and `log_dir` are then its own.
+    fleet: other machines to measure on; the log is then one of theirs, in the directory of their machine.
 
     Raises:
         UsageError: trials below 1, an unknown search or kernel. OutputError: the log cannot be written.
-        LogError: the log that is there is damaged or of another model.
+        LogError: the log that is there is damaged or of another model. FleetError: no server, or unequal ones.
     """
     if trials is not None and trials < 1:
         raise UsageError(f"trials={trials}: at least one candidate must be measured to find anything")
     if search not in SEARCHES:
         raise UsageError(f"search={search!r}: choose one of {', '.join(SEARCHES)}")
     options = options or BuildOptions(target={"cpu": "llvm"}.get(target, target), log_dir=Path(log_dir))
-    machine = options.machine()
-    from tvmopt.machine import GpuMachine, configure_threads
+    from tvmopt.machine import GpuMachine, available_cores, configure_threads
 
+    machine = fleet.machine(options, _say) if fleet is not None else options.machine()
     if isinstance(machine, GpuMachine) and not machine.present:
         raise TargetError(
             f"tuning for {machine.arch} measures candidates on the GPU, and it is not here: tune where it is "
@@ -93,14 +97,19 @@ def tune(
 
     # Before the model is loaded and lowered, which may take a while.
     make_writable(options.log_dir / machine.slug)
-    configure_threads(machine.cores)
+    configure_threads(machine.cores if fleet is None else available_cores())
     settings = Settings(search, trials, time_budget, early_stop, seed)
-    return _search(_model(model, example_inputs, options), machine, options, settings, kernels, fresh, report)
+    loaded = _model(model, example_inputs, options)
+    return _search(loaded, machine, options, settings, kernels, fresh, report, fleet)
+
+
+def _say(text: str) -> None:
+    print(f"tvmopt: {text}", file=sys.stderr)
 
 
 def _search(
     model: Model, machine: AnyMachine, options: BuildOptions, settings: Settings, selected: set[int] | None,
-    fresh: bool, report: Report | None,
+    fresh: bool, report: Report | None, fleet: Fleet | None,
 ) -> Tuned:  # fmt: skip
     from tvmopt.machine import GpuMachine
     from tvmopt.registry import rules
@@ -108,6 +117,8 @@ def _search(
     from tvmopt.tuning.log import Log
     from tvmopt.tuning.manifest import check_manifest, new_manifest, read_manifest
     from tvmopt.tuning.progress import Progress
+    from tvmopt.tuning.rpc_runner import FleetRunner
+    from tvmopt.tuning.runner import Runner
     from tvmopt.tuning.session import Session
     from tvmopt.tuning.strategies import measure_strategies
     from tvmopt.variants import log_path_of, lower_model, schedule_kernels
@@ -133,7 +144,9 @@ def _search(
         for name in log.torn:
             told.note(f"{path / name}: its last line was half-written, and dropped")
         strategies = manifest.strategies if goes_on else options.strategies
-        if not goes_on and selected is None and not isinstance(machine, GpuMachine):
+        if fleet is not None:
+            told.note("strategies are as asked for or planned: which is fastest is measured on this machine only")
+        elif not goes_on and selected is None and not isinstance(machine, GpuMachine):
             strategies = measure_strategies(model, machine, found, options.strategies, told.note)
         lowered = lower_model(model, machine, strategies, program=manual.program)
         check_selection(selected, lowered.kernels)
@@ -141,7 +154,8 @@ def _search(
         differs = lowered.strategies != manual.strategies
         session = Session(
             lowered.kernels, machine, found, log, manifest, settings, told, selected=selected, always_compare=differs,
-            compare=lambda _: _compare(manual, lowered, path, model, machine, options),
+            compare=lambda _: _compare(manual, lowered, path, model, machine, options, fleet),
+            make_runner=Runner if fleet is None else partial(FleetRunner, fleet, told.note),
         )  # fmt: skip
         session.run()
         told.note(f"ended by: {session.ended_by}")
@@ -156,19 +170,29 @@ def _search(
 
 
 def _compare(
-    manual: Lowered, auto: Lowered, path: Path, model: Model, machine: AnyMachine, options: BuildOptions
-) -> Compared:
+    manual: Lowered, auto: Lowered, path: Path, model: Model, machine: AnyMachine, options: BuildOptions,
+    fleet: Fleet | None,
+) -> Compared:  # fmt: skip
     """The whole network, manual's first, auto's (as the log at `path` has it by now) second."""
+    from tvmopt.graph.pipeline import with_kernels
     from tvmopt.tuning.network import assemble, compare
     from tvmopt.variants import schedule_kernels
 
+    functions = [
+        schedule_kernels(lowered, name, machine, log_path=path, schedules_dir=options.schedules_dir).functions
+        for lowered, name in ((manual, "manual"), (auto, "auto"))
+    ]
+    used = {**manual.strategies, **{f"auto {op}": way for op, way in auto.strategies.items()}}
+    if fleet is not None:
+        from tvmopt.tuning.rpc_runner import compare_networks
+
+        modules = [with_kernels(lowered.module, made) for lowered, made in zip((manual, auto), functions, strict=True)]
+        return compare_networks(fleet, machine, modules[0], modules[1], model, used)
     with tempfile.TemporaryDirectory(prefix="tvmopt-tune-") as folder:
         artifacts = {name: Path(folder) / f"{name}.so" for name in ("manual", "auto")}
-        for lowered, (name, file) in zip((manual, auto), artifacts.items(), strict=True):
-            made = schedule_kernels(lowered, name, machine, log_path=path, schedules_dir=options.schedules_dir)
-            assemble(lowered, made.functions, machine, model, name).export(file)
+        for lowered, made, (name, file) in zip((manual, auto), functions, artifacts.items(), strict=True):
+            assemble(lowered, made, machine, model, name).export(file)
         first, second = artifacts.items()
-        used = {**manual.strategies, **{f"auto {op}": way for op, way in auto.strategies.items()}}
         return compare(first, second, model, machine.cores, used)
 
 
@@ -209,7 +233,8 @@ def parser() -> Parser:
         "Searches schedules for a model's kernels on this machine. What is found is kept under tuning_logs/; another "
         "start goes on from there. Trials, time budget and early stop: the first reached ends the search.",
         ["", "torchvision:resnet18 --time-budget 10m", "digits_cnn --search both --trials 500 --seed 1",
-         "torchvision:resnet18 --list-kernels", "torchvision:resnet18 --kernels 0,3-5 --fresh"],
+         "torchvision:resnet18 --list-kernels", "torchvision:resnet18 --kernels 0,3-5 --fresh",
+         "torchvision:resnet18 --runner rpc --tracker HOST:9190 --key epyc"],
     )  # fmt: skip
     made.add_argument("model", nargs="?", metavar="MODEL", default="digits_cnn",
                       help="digits_cnn, torchvision:NAME, FILE.py:FACTORY or MODEL.pt2")  # fmt: skip
@@ -226,6 +251,11 @@ def parser() -> Parser:
     group.add_argument("--kernels", type=selection, metavar="LIST", help="only these, by index: 0,3-5")
     group.add_argument("--list-kernels", action="store_true", help="print the kernels and their indices, and end")
     group.add_argument("--fresh", action="store_true", help="forget what earlier runs found")
+    group = made.add_argument_group("where candidates are measured")
+    group.add_argument("--runner", choices=("local", "rpc"), default="local",
+                       help="this machine, or others through TVM's RPC tracker (tvmopt.serve on each)")  # fmt: skip
+    group.add_argument("--tracker", metavar="HOST:PORT", help="where the tracker listens")
+    group.add_argument("--key", metavar="NAME", help="of the servers at the tracker: equal machines, all are used")
     add_build_options(made)
     return made
 
@@ -233,13 +263,21 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     args = parser().parse_args(argv)
+    fleet = None
+    if args.runner == "rpc":
+        from tvmopt.tuning.fleet import Fleet
+
+        fleet = Fleet.parse(args.tracker, args.key)
+    elif args.tracker or args.key:
+        raise UsageError("--tracker and --key go with --runner rpc")
     options = build_options(args)
     if args.list_kernels:
-        return _list_kernels(args.model, options)
+        return _list_kernels(args.model, fleet.machine(options, _say) if fleet else options.machine(), options)
     try:
         tuned = tune(
             args.model, trials=args.trials, search=args.search, time_budget=args.time_budget,
             early_stop=args.early_stop, seed=args.seed, kernels=args.kernels, fresh=args.fresh, options=options,
+            fleet=fleet,
         )  # fmt: skip
     except KeyboardInterrupt:
         print("tvmopt: interrupted; the log is in order, and the same command goes on from it", file=sys.stderr)
@@ -248,10 +286,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _list_kernels(spec: str, options: BuildOptions) -> int:
+def _list_kernels(spec: str, machine: AnyMachine, options: BuildOptions) -> int:
     from tvmopt.variants import lower_model
 
-    machine = options.machine()
     kernels = lower_model(options.load(spec), machine, options.strategies).kernels
     for index, kernel in enumerate(kernels):
         print(f"{index:3d}  {kernel.op:<18} x{kernel.calls:<3d} {kernel.flops / 1e6:9.2f} MFLOP  {kernel.shape}")

@@ -211,14 +211,20 @@ def with_kernels(module: tvm.IRModule, functions: Mapping[str, tvm.tirx.PrimFunc
     return updated
 
 
-def build(module: tvm.IRModule, machine: Machine, dump_dir: Path | None = None) -> tvm.runtime.Executable:
+def build(
+    module: tvm.IRModule, machine: Machine, dump_dir: Path | None = None, *, flat: bool = True
+) -> tvm.runtime.Executable:
     """Compile a lowered and scheduled module: as one function where that can be, else for the virtual machine.
+
+    flat: False where the virtual machine is wanted, which RPC can call.
 
     Raises:
         ModelError: TVM's code generator refuses it.
     """
     dump(module, "5-schedule", dump_dir)
     try:
+        if not flat:
+            raise Unsupported("to be called from elsewhere")
         module = _as_one_function(module, machine, dump_dir)
     except Unsupported as reason:
         _log.info("the virtual machine runs the network: it has %s", reason)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvmopt import __version__
 from tvmopt.errors import ArtifactError, OutputError, one_line
-from tvmopt.machine import AnyMachine, GpuMachine, Machine, available_cores, detect_gpu
+from tvmopt.machine import AnyMachine, GpuMachine, available_cores, detect_gpu, from_facts
 from tvmopt.machine_gpu import capability
 from tvmopt.runtime.executable import Compiled
 from tvmopt.runtime.gpu import CompiledForGpu, digest, provide, runtime_missing
@@ -309,10 +309,7 @@ def _plain(value: Any) -> Any:
 
 
 def _machine(fields: Any) -> AnyMachine | None:
-    if not isinstance(fields, dict):
-        return None
-    kind = GpuMachine if fields.get("kind") == "cuda" else Machine
-    return kind(**{**fields, "assumed": tuple(fields.get("assumed", ()))})
+    return from_facts(fields) if isinstance(fields, dict) else None
 
 
 def _platform() -> dict[str, str]:

@@ -87,13 +87,23 @@ class Runner:
         Raises:
             WorkerError: manual's schedule does not build, crashes or computes something else.
         """
+        if not self._take_up(key, func, baseline):
+            return 0.0
+        try:
+            return self._each([lambda i=i: self._worker(i)[1] for i in range(len(self._processes))])[0]
+        except WorkerError:
+            del self._kernels[key]
+            raise
+
+    def _take_up(self, key: str, func: tvm.tirx.PrimFunc, baseline: tvm.IRModule) -> bool:
+        """Makes a kernel the current one; returns whether it is new."""
         import tvm.ir
 
         from tvmopt.tuning.log import key_module
 
         self._key = key
         if key in self._kernels:
-            return 0.0
+            return False
         spec = {
             "target": dict(self._machine.target().export()),
             "outputs": output_indices(func),
@@ -102,11 +112,7 @@ class Runner:
             "seed": self._seed,
         }
         self._kernels[key] = (tvm.ir.save_json(key_module(func)), tvm.ir.save_json(baseline), spec)
-        try:
-            return self._each([lambda i=i: self._worker(i)[1] for i in range(len(self._processes))])[0]
-        except WorkerError:
-            del self._kernels[key]
-            raise
+        return True
 
     def measure(self, modules: Sequence[tvm.IRModule], *, rounds: int = ROUNDS) -> list[Measurement]:
         """Builds and measures scheduled modules (function `main`) of the current kernel, in their order."""
@@ -168,7 +174,7 @@ class Runner:
         """The worker, started and at the current kernel; and manual's seconds where it had to be opened."""
         process = self._processes[index]
         if process is None or not process.alive:
-            process = Process("tvmopt.tuning.worker", threads_environment(self._machine.cores))
+            process = self._start(index)
             self._processes[index] = process
             self._opened[index] = set()
         seconds = 0.0
@@ -176,6 +182,9 @@ class Runner:
             seconds = process.ask("kernel", self._key, *self._kernels[self._key], limit_s=OPEN_LIMIT_S)
             self._opened[index].add(self._key)
         return process, seconds
+
+    def _start(self, index: int) -> Process:
+        return Process("tvmopt.tuning.worker", threads_environment(self._machine.cores))
 
     def _take_numbers(self, count: int) -> range:
         self._numbers += count

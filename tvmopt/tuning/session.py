@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tvmopt.errors import VerificationError
+from tvmopt.errors import FleetError, VerificationError
 from tvmopt.plan import KernelPlan, Plan
 from tvmopt.tuning.interrupts import Interrupts
 from tvmopt.tuning.log import Log
@@ -77,6 +77,7 @@ class Session:
         self, kernels: Sequence[Kernel], machine: AnyMachine, rules: Sequence[Rule], log: Log, manifest: Manifest,
         settings: Settings, report: Report, *, selected: set[int] | None = None,
         always_compare: bool = False, compare: Callable[[Plan], Compared] | None = None,
+        make_runner: Callable[..., Runner] = Runner,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.manifest = manifest
@@ -89,6 +90,7 @@ class Session:
         self._report = report
         self._compare = compare
         self._always_compare = always_compare
+        self._make_runner = make_runner
         self._cost_model: Any = None
         self._interrupts = Interrupts()
         self._everything = [Task(index, kernel, machine, rules, log) for index, kernel in enumerate(kernels)]
@@ -133,8 +135,8 @@ class Session:
                         self._decide(task, runner)
             if self.measured or not finished_before:
                 self._check_network()
-        except KeyboardInterrupt:
-            self.ended_by = "interrupted"
+        except (KeyboardInterrupt, FleetError) as reason:
+            self.ended_by = "interrupted" if isinstance(reason, KeyboardInterrupt) else "no server is left"
             self._write(status="interrupted")
             raise
         finally:
@@ -145,9 +147,8 @@ class Session:
 
     def _runner(self) -> Runner:
         settings = self.settings
-        return Runner(
-            self._machine, workers=settings.workers, strategy=_strategy(self.manifest), seed=settings.seed
-        )  # fmt: skip
+        workers = {} if settings.workers is None else {"workers": settings.workers}
+        return self._make_runner(self._machine, strategy=_strategy(self.manifest), seed=settings.seed, **workers)
 
     def _search(self, source: str, runner: Runner) -> None:
         if source == "metaschedule":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.tuning.process import serve
@@ -60,6 +60,9 @@ class _Kernel:
 class Worker:
     """What the process can be asked. Modules come as TVM's JSON."""
 
+    # Whether kernels run on another machine (`rpc_worker.py`).
+    _is_remote = False
+
     def __init__(self, machine: Machine | None = None) -> None:
         self._kernels: dict[str, _Kernel] = {}
         self._machine = machine
@@ -77,7 +80,8 @@ class Worker:
         on_gpu = target.kind.name == "cuda"
         kernel = _Kernel([], list(spec["outputs"]), target, spec["dtype"], spec["strategy"], tvm.cpu())
         # What is right is computed on a CPU: on a GPU a kernel without a schedule does not run.
-        function = _compile(replace(kernel, target=tvm.target.Target("llvm")) if on_gpu else kernel, module)
+        elsewhere = on_gpu or self._is_remote
+        function = _compile(tvm.target.Target("llvm") if elsewhere else target, module)
         for positive in (False, True):
             kernel.arguments = _inputs(module["main"], spec["seed"], positive)
             _run(kernel, function)
@@ -85,11 +89,11 @@ class Worker:
             kernel.expected = [_wide(kernel.arguments[i].numpy()) for i in kernel.outputs]
             if _finite(kernel.expected):
                 break
-        if on_gpu:
+        if elsewhere:
             # Others' use of the cores does not count there.
-            self._machine, kernel.device = None, tvm.cuda(0)
+            self._machine, kernel.device = None, self._device(target)
             kernel.arguments = [tvm.runtime.tensor(one.numpy(), kernel.device) for one in kernel.arguments]
-        kernel.baseline = _compile(kernel, tvm.ir.load_json(baseline))
+        kernel.baseline = self._built(target, tvm.ir.load_json(baseline))
         problem = _problem(kernel, kernel.baseline)
         if problem:
             raise ValueError(f"manual's schedule computes something else: {problem}")
@@ -101,7 +105,7 @@ class Worker:
         import tvm
 
         kernel = self._kernels[key]
-        kernel.built[number] = _compile(kernel, tvm.ir.load_json(module))
+        kernel.built[number] = self._built(kernel.target, tvm.ir.load_json(module))
 
     def measure(self, key: str, number: int, rounds: int) -> dict[str, Any]:
         """Checks what a candidate computes, times it against the baseline, checks again.
@@ -149,6 +153,16 @@ class Worker:
             for place in range(1, len(contenders))
         ]
 
+    def _built(self, target: Any, module: Any) -> Any:
+        """`module` as what can be called where kernels run."""
+        return _compile(target, module)
+
+    def _device(self, target: Any) -> Any:
+        """Where a kernel's arguments lie; on this machine that is asked for a GPU only."""
+        import tvm
+
+        return tvm.device(target.kind.name, 0)
+
     def _quiet_by(self, moment: float) -> bool:
         """Whether nobody else uses the cores, waiting for it until `moment`; True where that is not looked at."""
         if self._machine is None:
@@ -163,14 +177,14 @@ class Worker:
         self._kernels[key].built.clear()
 
 
-def _compile(kernel: _Kernel, module: Any) -> Any:
+def _compile(target: Any, module: Any) -> Any:
     import tvm
 
-    if kernel.target.kind.name == "cuda":
+    if target.kind.name == "cuda":
         from tvmopt.runtime.gpu import use_own_compiler
 
         use_own_compiler()
-    built = tvm.compile(module, target=kernel.target).jit()
+    built = tvm.compile(module, target=target).jit()
     # Taking the function out is what makes LLVM generate code: part of building, not of measuring.
     built["main"]
     return built
