@@ -3,12 +3,13 @@
 What none of them takes gets dlight's default (tvmopt/graph).
 """
 
-from . import columns, depthwise, elementwise, pool, product, rows, sparse, split_k, tensor_core
+from . import columns, depthwise, elementwise, pool, product, rows, sparse, split_k, tensor_core, winograd
 
 RULES = [
     ("tensor_core", 2, tensor_core.rule),
     ("split_k", 1, split_k.rule),
     ("product", 2, product.rule),
+    ("winograd", 1, winograd.rule),
     ("sparse", 2, sparse.rule),
     ("depthwise", 1, depthwise.rule),
     ("pool", 1, pool.rule),
@@ -22,6 +23,7 @@ LADDERS = {
     "tensor_core": tensor_core.LADDER,
     "split_k": split_k.LADDER,
     "product": product.LADDER,
+    "winograd": winograd.LADDER,
     "sparse": sparse.LADDER,
     "depthwise": depthwise.LADDER,
     "pool": pool.LADDER,

@@ -42,12 +42,18 @@ def inline_producers(sch: Schedule, names: Iterable[str]) -> None:
             sch.compute_inline(sch.get_sblock(name))
 
 
-def inline_consumers(sch: Schedule, anchor: Any, keep: Sequence[Any] = ()) -> Any | None:
+def inline_consumers(sch: Schedule, anchor: Any, keep: Sequence[Any] = (), last: Any = None) -> Any | None:
     """Inline everything after `anchor` into the last block and return that; None where there is none.
 
-    None also if the kernel is no chain of element-wise stages: a second reduction, two outputs.
+    None also if the kernel is no chain of element-wise stages: a second reduction, two outputs. `last`: the block in
+    which the chain ends, where others follow that are not touched.
     """
     kept = {sch.get(block).name_hint for block in (anchor, *keep)}
+    if last is not None:
+        names = block_names(sch)
+        for name in names[names.index(sch.get(anchor).name_hint) + 1 : names.index(sch.get(last).name_hint)]:
+            sch.compute_inline(sch.get_sblock(name))
+        return last
     outputs = sch.get_output_blocks("root")
     if len(outputs) != 1:
         return None
@@ -115,3 +121,15 @@ def bind_elementwise(sch: Schedule, block: Any, width: int = 1, threads: int = T
     if width > 1:
         sch.vectorize(lane)
     return thread
+
+
+def one_result_a_thread(sch: Schedule, anchor: Any, stored: Any = None) -> Schedule | None:
+    """The ladder's first step: 32 x 8 threads, each with a sum of its own; no memory is shared."""
+    output = inline_consumers(sch, anchor, last=stored)
+    if output is None:
+        return None
+    inline_producers(sch, ["left", "right"])
+    sch.set_scope(anchor, 0, "local")
+    bind_elementwise(sch, output)
+    sch.compute_at(anchor, sch.get_loops(output)[1], preserve_unit_loops=True)
+    return sch

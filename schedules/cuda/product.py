@@ -46,6 +46,7 @@ from .common import (
     bind_elementwise,
     inline_consumers,
     inline_producers,
+    one_result_a_thread,
     operand_width,
     regroup,
     widest,
@@ -117,11 +118,16 @@ def rule(sch: Schedule, kernel: Any, machine: GpuMachine, choose: Any) -> Schedu
     return schedule_product(sch, find_block(sch, kernel.op), machine, choose)
 
 
-def schedule_product(sch: Schedule, anchor: Any, machine: GpuMachine, choose: Any) -> Schedule | None:
-    """Schedule the product `anchor` (batch, rows, columns; depth) with its stages `left`, `right` and epilogue."""
+def schedule_product(
+    sch: Schedule, anchor: Any, machine: GpuMachine, choose: Any, stored: Any = None
+) -> Schedule | None:
+    """Schedule the product `anchor` (batch, rows, columns; depth) with its stages `left`, `right` and epilogue.
+
+    `stored`: the stage that puts its results into memory, where more than an epilogue follows (default: the last one).
+    """
     batch, rows, columns, depth = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars)
     if choose("staging", ["shared"], "shared") == "none":
-        return one_result_a_thread(sch, anchor)
+        return one_result_a_thread(sch, anchor, stored)
     widths = [operand_width(sch, find_block(sch, name)) for name in ("left", "right")]
     tile = choose_tile((batch, rows, columns), machine, choose)
     steps = [d for d in (8, 16, 32) if tile.shared_bytes(d, QUAD) <= STATIC_SHARED]
@@ -137,7 +143,7 @@ def schedule_product(sch: Schedule, anchor: Any, machine: GpuMachine, choose: An
     stages = choose("stages", stage_options, 2 if 2 in stage_options and depth > step else 1)
 
     sch.pad_einsum(anchor, [1, tile.height, tile.width, step])
-    output = inline_consumers(sch, anchor)
+    output = inline_consumers(sch, anchor, last=stored)
     if output is None:
         return None
     copy = sch.cache_write(anchor, 0, "local")
@@ -285,15 +291,3 @@ def write_out(sch: Schedule, copy: Any, width: int) -> None:
     for loop in (*own, outer):
         sch.unroll(loop)
     sch.vectorize(lane)
-
-
-def one_result_a_thread(sch: Schedule, anchor: Any) -> Schedule | None:
-    """The ladder's first step: 32 x 8 threads, each with a sum of its own; no memory is shared."""
-    output = inline_consumers(sch, anchor)
-    if output is None:
-        return None
-    inline_producers(sch, ["left", "right"])
-    sch.set_scope(anchor, 0, "local")
-    bind_elementwise(sch, output)
-    sch.compute_at(anchor, sch.get_loops(output)[1], preserve_unit_loops=True)
-    return sch

@@ -15,6 +15,7 @@ from tests.kernels.covering import Row, covering
 from tvmopt.graph.kernels import Kernel, bytes_moved, describe
 from tvmopt.operators.conv2d import Conv2d
 from tvmopt.operators.conv2d_nhwc import conv2d_depthwise_nhwc, conv2d_implicit_gemm
+from tvmopt.operators.conv2d_winograd_nhwc import conv2d_winograd_nhwc, pack_winograd_nhwc_weight
 from tvmopt.operators.gemm import batch_gemm, gemm
 
 Arrays = list[np.ndarray]
@@ -92,6 +93,26 @@ def _convolution(inputs: Arrays, conv: Conv2d) -> np.ndarray:
     return out.relu().permute(0, 2, 3, 1).numpy()
 
 
+def winograd(batch: int, size: int, inner: int, outer: int, m: int, padding: int = 1) -> Case:
+    """A 3x3 convolution of a `size` x `size + 1` image by F(m x m, 3x3), with bias and ReLU."""
+    conv = Conv2d(batch, inner, outer, (size, size + 1), (3, 3), (1, 1), (padding,) * 4, (1, 1), 1, 1)
+    shapes = [(batch, *conv.in_size, inner), ((m + 2) ** 2, inner, outer), (outer,)]
+    data, weight, bias = (te.placeholder(shape, "float32", name) for shape, name in zip(shapes, "XWB", strict=True))
+    func = te.create_prim_func([data, weight, bias, biased(conv2d_winograd_nhwc(data, weight, conv, m=m), bias)])
+    plain = partial(random, shapes[0], (outer, inner, 3, 3), (outer,))
+
+    def inputs() -> Arrays:
+        x, w, b = plain()
+        return [x, pack_winograd_nhwc_weight(w, m), b]
+
+    def expected(_: Arrays) -> np.ndarray:
+        x, w, b = plain()
+        return _convolution([x, np.ascontiguousarray(w.transpose(2, 3, 1, 0)), b], conv)
+
+    label = f"{conv.geometry} F({m}x{m})"
+    return Case(label, 9 * inner, func, inputs, expected)
+
+
 # One below, at and one above a warp's tile and a block's, and primes.
 PRODUCTS: dict[str, list[Any]] = {
     "rows": [1, 3, 31, 32, 33, 127, 128, 129, 257],
@@ -126,4 +147,3 @@ def product_cases(strength: int, dtype: str = "float32") -> list[Case]:
 def convolution_cases(strength: int, dtype: str = "float32") -> list[Case]:
     """Convolutions in which every `strength` boundary values occur together."""
     return [convolutions(row, dtype) for row in covering(CONVOLUTIONS, strength, valid)]
-

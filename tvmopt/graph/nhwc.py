@@ -13,10 +13,12 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from tvmopt.graph import strategy_gpu
 from tvmopt.graph.blocking import Blocker, Decision, Value
 from tvmopt.graph.fold import rebuild
 from tvmopt.graph.nhwc_ops import HANDLERS
-from tvmopt.machine import AnyMachine
+from tvmopt.machine import GpuMachine
+from tvmopt.operators.conv2d import Conv2d
 
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
@@ -30,6 +32,13 @@ class ChannelsLast(Blocker):
     def block(self) -> int:
         """No channels are put together."""
         return 1
+
+    def choose(self, conv: Conv2d, dtype: str) -> str:
+        """The way `conv`, computing in `dtype`, is lowered (graph/strategy_gpu.py), which is noted."""
+        assert isinstance(self.machine, GpuMachine)
+        way = strategy_gpu.decide(conv, dtype, self.strategies, self.machine)
+        self.decided[conv.geometry] = Decision(way, strategy_gpu.ways(conv, dtype))
+        return way
 
     def blocked(self, expr: relax.Expr) -> relax.Expr:
         """A four-dimensional argument as NHWC."""
@@ -58,7 +67,7 @@ class ChannelsLastLayout:
     `decided` is as BlockLayout's.
     """
 
-    def __init__(self, machine: AnyMachine, strategies: Mapping[str, str]) -> None:
+    def __init__(self, machine: GpuMachine, strategies: Mapping[str, str]) -> None:
         self.machine = machine
         self.strategies = dict(strategies)
         self.decided: dict[str, Decision] = {}

@@ -12,6 +12,7 @@ import numpy as np
 from tvm import relax
 
 from tvmopt.graph.blocked_ops import _constant, _four, _is_blocked, _pair, _shape, _value, unary
+from tvmopt.graph.strategy import DIRECT, TILES
 from tvmopt.operators.conv2d import Conv2d
 from tvmopt.operators.conv2d_nhwc import (
     conv2d_depthwise_nhwc,
@@ -19,19 +20,21 @@ from tvmopt.operators.conv2d_nhwc import (
     pack_depthwise_nhwc_weight,
     pack_nhwc_weight,
 )
+from tvmopt.operators.conv2d_winograd_nhwc import conv2d_winograd_nhwc, pack_winograd_nhwc_weight
 from tvmopt.operators.gemm import batch_gemm, gemm
 
 if TYPE_CHECKING:
     from tvmopt.graph.blocking import Blocker, Value
+    from tvmopt.graph.nhwc import ChannelsLast
 
-    Handler = Callable[[Blocker, relax.Call], Value | None]
+    Handler = Callable[[ChannelsLast, relax.Call], Value | None]
 
 
 _FLOATS = ("float32", "float16", "bfloat16")
 
 
-def conv2d(state: Blocker, call: relax.Call) -> Value | None:
-    """A convolution with constant weights, of any number of groups; summed in fp32."""
+def conv2d(state: ChannelsLast, call: relax.Call) -> Value | None:
+    """A convolution with constant weights, of any number of groups, by its strategy; summed in fp32."""
     data, weight = call.args
     attrs = call.attrs
     kernel = _constant(weight)
@@ -44,6 +47,14 @@ def conv2d(state: Blocker, call: relax.Call) -> Value | None:
         batch, channels, kernel.shape[0], (height, width), _pair(kernel.shape[2:]), _pair(attrs.strides),
         _four(attrs.padding), _pair(attrs.dilation), int(attrs.groups), state.block,
     )  # fmt: skip
+    way = DIRECT if conv.is_depthwise else state.choose(conv, str(data.ty.dtype))
+    if way in TILES:
+        m = TILES[way]
+        packed = state.weight((weight, way), lambda: pack_winograd_nhwc_weight(kernel, m))
+        out = state.anchor(
+            conv2d_winograd_nhwc, state.blocked(data), packed, conv=conv, m=m, out_dtype=str(call.ty.dtype)
+        )
+        return _value(out, conv.out_channels)
     function = conv2d_depthwise_nhwc if conv.is_depthwise else conv2d_implicit_gemm
     pack = pack_depthwise_nhwc_weight if conv.is_depthwise else pack_nhwc_weight
     packed = state.weight((weight, function.__name__), lambda: pack(kernel))

@@ -78,12 +78,12 @@ def conv2d_winograd(data: te.Tensor, weight: te.Tensor, conv: Conv2d, *, m: int)
 
     rows_in = te.compute(
         (conv.batch, count, conv.in_blocks, a, a, block),
-        lambda n, p, ico, e, x, ici: _combine(INPUT[m], e, lambda r: pixel(n, ico, p, r, x, ici)),
+        lambda n, p, ico, e, x, ici: combine(INPUT[m], e, lambda r: pixel(n, ico, p, r, x, ici)),
         name="rows_in",
     )
     tile_in = te.compute(
         (conv.batch, a, a, count, conv.in_blocks, block),
-        lambda n, e, f, p, ico, ici: _combine(INPUT[m], f, lambda s: rows_in[n, p, ico, e, s, ici]),
+        lambda n, e, f, p, ico, ici: combine(INPUT[m], f, lambda s: rows_in[n, p, ico, e, s, ici]),
         name="tile_in",
     )
     k = te.reduce_axis((0, channels), "k")
@@ -97,12 +97,12 @@ def conv2d_winograd(data: te.Tensor, weight: te.Tensor, conv: Conv2d, *, m: int)
     )
     rows_out = te.compute(
         (conv.batch, conv.out_blocks, count, m, a, block),
-        lambda n, oco, p, i, f, oci: _combine(OUTPUT[m], i, lambda r: product[n, r, f, oco, p, oci]),
+        lambda n, oco, p, i, f, oci: combine(OUTPUT[m], i, lambda r: product[n, r, f, oco, p, oci]),
         name="rows_out",
     )
     tile_out = te.compute(
         (conv.batch, conv.out_blocks, count, m, m, block),
-        lambda n, oco, p, i, j, oci: _combine(OUTPUT[m], j, lambda s: rows_out[n, oco, p, i, s, oci]),
+        lambda n, oco, p, i, j, oci: combine(OUTPUT[m], j, lambda s: rows_out[n, oco, p, i, s, oci]),
         name="tile_out",
     )
     return te.compute(
@@ -112,7 +112,7 @@ def conv2d_winograd(data: te.Tensor, weight: te.Tensor, conv: Conv2d, *, m: int)
     )
 
 
-def _combine(matrix: Matrix, row: te.Var, value: Callable[[int], te.PrimExpr]) -> te.PrimExpr:
+def combine(matrix: Matrix, row: te.Var, value: Callable[[int], te.PrimExpr]) -> te.PrimExpr:
     """Row `row` of `matrix` times a vector; the loop over rows is unrolled, which leaves one of the choices."""
 
     def of(coefficients: Sequence[float]) -> te.PrimExpr:

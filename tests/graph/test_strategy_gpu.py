@@ -1,0 +1,70 @@
+"""The choice of each convolution's strategy on a GPU: what is asked for, what a log has measured, the cost rule."""
+
+from __future__ import annotations
+
+import pytest
+
+from tvmopt.graph.strategy_gpu import decide, seconds, ways
+from tvmopt.machine import named_gpu
+from tvmopt.operators.conv2d import Conv2d
+
+A100, H100 = named_gpu("sm_80"), named_gpu("sm_90")
+
+
+def conv(
+    channels: int = 256, size: int = 14, batch: int = 32, kernel: int = 3, stride: int = 1, dilation: int = 1,
+    groups: int = 1,
+) -> Conv2d:  # fmt: skip
+    pad = kernel // 2
+    return Conv2d(
+        batch, channels, channels, (size, size), (kernel, kernel), (stride, stride), (pad,) * 4, (dilation,) * 2,
+        groups, 1,
+    )  # fmt: skip
+
+
+def plan(chosen: Conv2d, dtype: str = "float32", **strategies: str) -> str:
+    return decide(chosen, dtype, strategies, H100)
+
+
+def test_winograd_where_arithmetic_binds_and_direct_where_bytes_or_launches_do() -> None:
+    assert plan(conv()) == "winograd-f4"
+    assert plan(conv(channels=16, size=112)) == "direct"
+    assert plan(conv(batch=1)) == "direct"
+    # So few pixels that the larger tile is mostly fill, and its weights take the time.
+    assert decide(conv(channels=512, size=7, batch=1), "float32", {}, A100) == "winograd-f2"
+
+
+def test_the_cost_is_arithmetic_bytes_and_launches() -> None:
+    assert seconds(conv(batch=64), "direct", H100) > 1.9 * seconds(conv(), "direct", H100)
+    # F(4x4) multiplies 1.78 times less than F(2x2), at tiles that 16 pixels divide.
+    large = conv(channels=1024, size=16, batch=64)
+    assert 1.5 < seconds(large, "winograd-f2", H100) / seconds(large, "winograd-f4", H100) < 1.78
+    assert seconds(conv(), "winograd-f4", A100) > seconds(conv(), "winograd-f4", H100)
+
+
+@pytest.mark.parametrize(
+    "other", [conv(stride=2), conv(dilation=2), conv(groups=4), conv(kernel=5), conv(kernel=1), conv(channels=8)]
+)
+def test_what_winograd_cannot_do_is_direct(other: Conv2d) -> None:
+    assert ways(other, "float32") == ("direct",)
+    assert plan(other) == plan(other, conv2d="winograd") == plan(other, conv2d="winograd-f4") == "direct"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_direct(dtype: str) -> None:
+    assert plan(conv(), dtype) == plan(conv(), dtype, conv2d="winograd") == "direct"
+
+
+def test_what_is_asked_for_comes_before_the_rule() -> None:
+    small = conv(batch=1)
+    assert plan(small, conv2d="winograd-f2") == "winograd-f2"
+    assert plan(small, conv2d="winograd") == "winograd-f4"
+    # The implicit product is both ways of the CPU's.
+    assert plan(conv(), conv2d="direct") == plan(conv(), conv2d="gemm") == "direct"
+
+
+def test_what_a_log_has_measured_comes_before_the_rule() -> None:
+    chosen = conv()
+    measured = {f"conv2d {chosen.geometry}": "winograd-f2"}
+    assert decide(chosen, "float32", measured, H100) == "winograd-f2"
+    assert decide(chosen, "float32", {**measured, "conv2d": "direct"}, H100) == "direct"
