@@ -49,7 +49,6 @@ LADDERS = {
     "dense": dense.LADDER,
     "batch_matmul": batch_matmul.LADDER,
     "attention": attention.LADDER,
-    "softmax": rows.LADDER,
-    "layer_norm": rows.LADDER,
+    "rows": rows.LADDER,
     "pool": pool.LADDER,
 }

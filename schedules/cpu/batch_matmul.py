@@ -2,6 +2,9 @@
 
 Nothing can be packed ahead of time. A task is one matrix of the batch and a band of its rows; the columns of the right
 matrix stand in the lanes as they are in memory, in tiles of a few registers, and the rows are broadcast.
+
+Measured: bench/results/amd-epyc-b521c9/ladders/batch_matmul.json
+    batch_matmul 12x197x64x197: unscheduled 2%, scalar 2%, lanes 2%, tile 2%, unroll 2%, parallel 5%
 """
 
 from __future__ import annotations
