@@ -36,8 +36,9 @@ def run(settings: Settings) -> int:
     machine = settings.options.cpu("this recipe")
     configure_threads(machine.cores)
     sparsities = SPARSITIES[1:2] if settings.quick else SPARSITIES
-    options = dataclasses.replace(settings.options, threads=machine.cores)
     with work_directory(settings) as folder:
+        # manual reads no log: the directory need not be there.
+        options = dataclasses.replace(settings.options, threads=machine.cores, log_dir=folder / "tuning_logs")
         say(f"pruning {SPEC} at {', '.join(f'{share:.0%}' for share in sparsities)}")
         made = networks([SPEC], sparsities, METHOD, options, folder)
         cases = [
