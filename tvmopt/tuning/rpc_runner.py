@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tvmopt.errors import FleetError, VerificationError
 from tvmopt.graph.pipeline import build, build_for_gpu
 from tvmopt.machine import GpuMachine
+from tvmopt.registry import write_kernels
 from tvmopt.runtime.verify import check
 from tvmopt.tuning.fleet import FREE_LIMIT_S, SESSION_S, Fleet, first_facts
 from tvmopt.tuning.network import Compared, reference
@@ -183,7 +184,7 @@ def compare_networks(
     with tempfile.TemporaryDirectory(prefix="tvmopt-tune-") as folder:
         for name, module in (("manual", first), ("auto", second)):
             if isinstance(machine, GpuMachine):
-                built = build_for_gpu(module, machine)
+                built = build_for_gpu(write_kernels(module, machine.kind), machine)
                 executable = built.executable
                 codes += [(digest(built.source), built.code.binary)] if built.code is not None else []
             else:
