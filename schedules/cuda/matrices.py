@@ -58,8 +58,8 @@ def read(func: tirx.PrimFunc, anchor: str, output: str) -> Matrices | None:
     product, last = blocks[anchor], blocks[output]
     batch, rows, columns, depth = (int(iv.dom.extent) for iv in product.iter_vars)
     left, right = (
-        _matrix(func, next((b for b in found if b.writes and b.writes[0].source.same_as(read.source)), None), width)
-        for read, width in zip(product.reads, (depth, columns), strict=True)
+        _matrix(func, next((b for b in found if b.writes and b.writes[0].source.same_as(operand.source)), None), width)
+        for operand, width in zip(product.reads, (depth, columns), strict=True)
     )
     sums = product.writes[0].source
     if batch != 1 or left is None or right is None or [int(iv.dom.extent) for iv in last.iter_vars] != [rows, columns]:

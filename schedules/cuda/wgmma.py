@@ -1,8 +1,8 @@
 """Matrix product on Hopper's warpgroup tensor cores: `wgmma` fed by TMA, written in TIRx (fp16, bf16; sums in fp32).
 
-No GPU has executed this kernel yet. It is compiled (tests/cuda/test_cuda_wgmma.py looks for HGMMA and UTMALDG in the
-machine code, and at registers and spills), and where its index arithmetic says that elements lie is compared with a
-product; that it is faster than tensor_core.py's is a reason on paper, and search measures both.
+No GPU has executed this kernel yet. It is compiled, and its machine code looked at (HGMMA, UTMALDG, registers, spills);
+and its CUDA runs on a CPU, where others stand in for its instructions as the PTX ISA describes them
+(tests/cuda/hopper.h). That it is faster than tensor_core.py's kernel is so on paper only: search measures both.
 
 The algorithm, for one block of three warpgroups (128 threads each) and its 128 x `width` tile of the result:
 
@@ -31,6 +31,8 @@ The steps, each building on the one before:
     2. pipeline  copies run `stages` steps ahead
     3. flying    a step's multiplications start while those of the step before still run
     4. wide      a tile of the left operand serves twice, four times as many columns
+
+Not here: clusters whose blocks share copies, tiles that a block takes one after the other, results stored by TMA.
 """
 
 from __future__ import annotations
