@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from tvmopt.schedules.cuda import LADDERS
 
+from bench.cuda_proof.cases.base import Case
+from bench.cuda_proof.cases.product import convolutions, products
+from bench.cuda_proof.cases.split_k import boundary, image, typical
 from bench.ladder import Taken
-from tests.cuda.cases import Case, convolutions, products
 from tests.cuda.support import ARCHITECTURES, compiled, executed, needs_nvcc, scheduled
-from tests.kernels.covering import covering
 from tvmopt.registry import Recorder
 
 
-def image(size: int, channels: int, out: int, kernel: int = 1, batch: int = 1, stride: int = 1) -> Case:
-    """A convolution at the end of a network: few pixels, many channels."""
-    geometry = {"stride": stride, "padding": kernel // 2, "dilation": 1, "groups": 1}
-    return convolutions({"batch": batch, "in": channels, "out": out, "size": size, "kernel": kernel} | geometry)
-
-
-CLASSIFIER = products(1, 1000, 2048)
-LAST_LAYER = image(7, 2048, 512)
-FEW = [
-    CLASSIFIER, LAST_LAYER, products(3, 33, 512), products(17, 31, 1000), products(8, 2, 4096), products(32, 10, 64),
-    image(7, 64, 33, kernel=3), image(8, 128, 40, batch=2, stride=2),
-]  # fmt: skip
-SHAPES: dict[str, list[Any]] = {
-    "rows": [1, 2, 3, 7, 8, 9, 17],
-    "columns": [1, 7, 8, 9, 31, 32, 33, 100, 1000],
-    "depth": [64, 68, 120, 128, 1000, 2048, 4100],
-}
-
-
-@pytest.mark.parametrize("one", FEW, ids=lambda case: case.label)
+@pytest.mark.parametrize("one", typical(), ids=lambda case: case.label)
 def test_opencl_gives_pytorchs_results(one: Case) -> None:
     assert scheduled(one).rule.name == "split_k"
     executed(one)
@@ -41,8 +21,8 @@ def test_opencl_gives_pytorchs_results(one: Case) -> None:
 
 @pytest.mark.slow
 def test_opencl_every_pair_of_boundary_values() -> None:
-    for row in covering(SHAPES, 2, lambda _: True):
-        executed(products(**row))
+    for one in boundary():
+        executed(one)
 
 
 @pytest.mark.parametrize("index", range(len(LADDERS["split_k"])), ids=[rung.name for rung in LADDERS["split_k"]])
@@ -67,7 +47,7 @@ def test_cuda_tiles_where_they_fill_the_gpu() -> None:
 
 @needs_nvcc
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("one", [CLASSIFIER, LAST_LAYER], ids=["classifier", "convolution"])
+@pytest.mark.parametrize("one", typical()[:2], ids=["classifier", "convolution"])
 def test_cuda_instructions(one: Case, arch: str) -> None:
     """Sums are in registers, and one kernel adds the shares up."""
     code = compiled(one, arch)
