@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from tvmopt.schedules.cuda import LADDERS
 
@@ -10,7 +12,9 @@ from bench.cuda_proof.cases.product import convolutions, products
 from bench.cuda_proof.cases.split_k import boundary, image, typical
 from bench.ladder import Taken
 from tests.cuda.support import ARCHITECTURES, compiled, executed, needs_nvcc, scheduled
-from tvmopt.registry import Recorder
+from tvmopt.machine import named_gpu
+from tvmopt.registry import Recorder, rules
+from tvmopt.tuning.template import Space
 
 
 @pytest.mark.parametrize("one", typical(), ids=lambda case: case.label)
@@ -43,6 +47,28 @@ def test_cuda_tiles_where_they_fill_the_gpu() -> None:
         convolutions(groups | {"groups": 4}), products(1, 1000, 2048, dtype="float16"), image(56, 64, 64, kernel=3),
     ]  # fmt: skip
     assert "split_k" not in {scheduled(one).rule.name for one in tiles}
+
+
+# By the estimate one is split and one is tiles.
+EITHER = [products(3, 33, 512), products(192, 1000, 64)]
+
+
+@pytest.mark.parametrize("one, rule, way", [(EITHER[0], "split_k", "tiles"), (EITHER[1], "product", "shares")])
+def test_opencl_search_may_take_the_other_way(one: Case, rule: str, way: str) -> None:
+    assert scheduled(one).rule.name == scheduled(one, choose=Recorder({"way": way})).rule.name == rule
+    executed(one, choose=Recorder({"way": way}))
+
+
+@pytest.mark.parametrize("one", EITHER, ids=lambda case: case.label)
+def test_cuda_both_ways_are_one_space(one: Case) -> None:
+    space = Space(one.kernel, named_gpu("sm_80"), rules("cuda"))
+    drawn = [space.sample(random.Random(seed)) for seed in range(12)]
+    points = [point for point in drawn if point is not None]
+    assert {point.values["way"] for point in points} == {"tiles", "shares"}
+    for point in points:
+        assert ("across" in point.values) == (point.values["way"] == "shares")
+        again = space.at(point.values)
+        assert again is not None and again.candidate == point.candidate
 
 
 @needs_nvcc
