@@ -71,6 +71,24 @@ def _softmax(shape: str) -> tuple[Any, tuple[Any, ...]]:
     return torch.nn.Softmax(dim=-1), (torch.randn(rows, columns),)
 
 
+def _attention(shape: str) -> tuple[Any, tuple[Any, ...]]:
+    import torch
+
+    class Attention(torch.nn.Module):
+        def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+
+    heads, rows, depth = _sizes(shape, 3)
+    return Attention(), tuple(torch.randn(1, heads, rows, depth) for _ in range(3))
+
+
+def _layer_norm(shape: str) -> tuple[Any, tuple[Any, ...]]:
+    import torch
+
+    rows, columns = _sizes(shape, 2)
+    return torch.nn.LayerNorm(columns), (torch.randn(rows, columns),)
+
+
 OPERATORS = {
     "conv2d": Operator(
         "NxCxHxW,OUT,KERNEL[,STRIDE[,PADDING[,GROUPS]]]",
@@ -83,7 +101,9 @@ OPERATORS = {
     "gemm": Operator("MxKxN", ("1024x1024x1024", "1x2048x1000"), _gemm),
     "batch_matmul": Operator("BxMxKxN", ("12x197x64x197",), _batch_matmul),
     "max_pool2d": Operator("NxCxHxW[,KERNEL[,STRIDE[,PADDING]]]", ("1x64x112x112,3,2,1",), _max_pool),
+    "attention": Operator("HEADSxMxDEPTH", ("12x197x64",), _attention),
     "softmax": Operator("MxN", ("2364x197",), _softmax),
+    "layer_norm": Operator("MxN", ("197x768",), _layer_norm),
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tvmopt.machine import Machine
 
 # --help must not import what builds; a test compares it with kernel_cases.OPERATORS.
-OPS = ("conv2d", "gemm", "batch_matmul", "max_pool2d", "softmax")
+OPS = ("conv2d", "gemm", "batch_matmul", "max_pool2d", "attention", "softmax", "layer_norm")
 SPARSE = ("conv2d", "gemm")
 _FORMS = ("tir", "llvm", "asm")
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -53,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--op", type=names_of, metavar="OP,...", help=f"of {', '.join(OPS)}; without it, all of them")
     made.add_argument("--shape", action="append", metavar="S",
                       help="conv2d: NxCxHxW,OUT,KERNEL,STRIDE,PADDING,GROUPS; gemm: MxKxN; batch_matmul: BxMxKxN; "
-                      "max_pool2d: NxCxHxW,KERNEL,STRIDE,PADDING; softmax: MxN; repeatable")  # fmt: skip
+                      "max_pool2d: NxCxHxW,KERNEL,STRIDE,PADDING; attention: HEADSxMxDEPTH; softmax and layer_norm: "
+                      "MxN; repeatable")  # fmt: skip
     made.add_argument("--list", type=names_of, metavar="NAME,...",
                       help="the kernels of a network (a MODEL, or torchvision's by its bare name), square (products of "
                       "256 to 4096), or all; --op narrows it")  # fmt: skip

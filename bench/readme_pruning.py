@@ -9,7 +9,7 @@ from typing import Any
 from tvmopt.errors import DataError
 
 from . import commands, results, sparsity_table
-from .recipes import cifar_resnet20, mnist_prune, mnist_units, sparse_kernels
+from .recipes import cifar_resnet20, mnist_prune, mnist_units, resnet18_sparse, sparse_kernels
 
 
 def mnist_cnn(files: Sequence[Path]) -> str:
@@ -48,6 +48,14 @@ def cifar(files: Sequence[Path]) -> str:
     said = "; ".join(cifar_resnet20.behind(rows))
     text = f"`{commands.of_recipe(document)}`: {recipe['epochs']} epochs of fine-tuning each; {said}."
     return "\n\n".join([_lines(cifar_resnet20.lines(rows, facts)), text])
+
+
+def resnet18(files: Sequence[Path]) -> str:
+    """The recipe resnet18-sparse: a row a network, and whether the sparse ones are as fast as is wanted."""
+    document, _ = _recipe(files, "resnet18-sparse")
+    said = "; ".join(resnet18_sparse.verdicts(document["results"]))
+    table = _lines(resnet18_sparse.lines(document["results"]))
+    return "\n\n".join([table, f"`{commands.of_recipe(document)}`: {said}."])
 
 
 def kernels(files: Sequence[Path]) -> str:

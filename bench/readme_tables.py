@@ -11,7 +11,7 @@ import numpy as np
 
 from tvmopt.errors import DataError
 
-from . import commands, compare, readme_pruning, results, statistics, table
+from . import commands, compare, kernel_table, readme_pruning, results, statistics, table
 from . import memory as resident
 from .cases import PEER, VARIANTS
 from .recipes import conv_vs_gemm
@@ -114,6 +114,24 @@ def kernels(files: Sequence[Path]) -> str:
     return "\n\n".join([_grid(header, body), said])
 
 
+def kernel_list(files: Sequence[Path]) -> str:
+    """A long list of kernels in a few lines: medians by operator, and which reach little of the roof."""
+    items = []
+    for document in map(results.read, files):
+        rows = document["results"]
+        if not rows or any("peak_fraction" not in row for row in rows):
+            raise DataError("no single kernels: name files of python -m bench.kernels --json")
+        items += [f"- `{commands.of_kernels(document)}`: {line}." for line in kernel_table.summary(rows)]
+        # Winograd's operations are counted as a direct convolution's.
+        plain = [row for row in rows if row["op"] == "conv2d" and row["peak_fraction"] <= 1.02]
+        large = [row for row in rows if row["op"] == "gemm" and min(map(int, row["shape"].split("x"))) >= 512]
+        for name, some in (("convolutions that are not Winograd's", plain), ("square products of 512 and up", large)):
+            if some:
+                median = float(np.median([row["peak_fraction"] for row in some]))
+                items.append(f"- Of these, {len(some)} {name}: {median:.0%} of the roof.")
+    return "\n".join(items)
+
+
 def _kernel(op: str, shape: str) -> str:
     """A kernel's shape, as bench.kernels takes it, in words."""
     if op not in ("conv2d", "gemm"):
@@ -200,6 +218,7 @@ def _grid(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 # Kind -> what makes its Markdown from its files.
 KINDS: dict[str, Callable[[Sequence[Path]], str]] = {
-    "models": models, "conclusions": conclusions, "kernels": kernels, "recipe": recipe, "tuning": tuning,
-    "memory": memory, "mnist-units": readme_pruning.mnist_mlp, "cifar-resnet20": readme_pruning.cifar,
+    "models": models, "conclusions": conclusions, "kernels": kernels, "kernel-list": kernel_list, "recipe": recipe,
+    "tuning": tuning, "memory": memory, "mnist-units": readme_pruning.mnist_mlp, "cifar-resnet20": readme_pruning.cifar,
+    "resnet18-sparse": readme_pruning.resnet18,
 }  # fmt: skip

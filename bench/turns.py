@@ -176,18 +176,19 @@ Report = Callable[[str, str], None]
 
 
 def take_turns(
-    contenders: Sequence[Contender], settings: Settings, report: Report, probe: Watching | None = None
-) -> None:
-    """Times all contenders that have no error, until each is precise or out of time.
+    contenders: Sequence[Contender], settings: Settings, report: Report, probe: Watching | None = None,
+    rounds: range | None = None,
+) -> None:  # fmt: skip
+    """Times all contenders that have no error, until each is precise or out of time, or for some numbered `rounds`.
 
     `report(name, text)` is called between turns, when nobody runs. `probe` looks before and after every turn whether
     others use the cores.
     """
     shuffle = random.Random(settings.seed).shuffle
     waiting = [contender for contender in contenders if contender.error is None]
-    number = 0
+    number = rounds.start if rounds is not None else 0
     before = probe.look() if probe is not None else None
-    while waiting:
+    while waiting and (rounds is None or number in rounds):
         order = list(waiting)
         shuffle(order)
         for contender in order:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _pool_of_all_cores() -> None:
+    """TVM's pool as large as it gets, whatever test runs first: one that uses TVM without tvmopt would leave it small.
+
+    The environment stays as it was: what a test starts must set up its own.
+    """
+    from tvmopt.machine import available_cores
+    from tvmopt.runtime.threads import use_threads
+
+    before = dict(os.environ)
+    use_threads(available_cores())
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tvmopt.errors import UsageError, one_line
 
 if TYPE_CHECKING:
+    import tvm
     from tvm.s_tir import Schedule
 
     from tvmopt.graph.kernels import Kernel
@@ -58,6 +59,26 @@ def rules(target_kind: str = "cpu", schedules_dir: str | Path | None = None) -> 
             found += _load(file)
     ours = importlib.import_module(f"tvmopt.schedules.{target_kind}")
     return found + [Rule(*entry) for entry in ours.RULES]
+
+
+def write_kernels(module: tvm.IRModule, target_kind: str = "cuda") -> tvm.IRModule:
+    """`module` with every kernel whose schedule only says which function to put in its place, as that function.
+
+    TVM's schedule primitives do not lead to all instructions: what uses others is written in TIRx. Until it is built,
+    such a kernel is a schedule like every other: logged, replayed, sent to workers.
+    """
+    from tvm import tirx
+
+    from tvmopt.graph.gpu_pipeline import IN_TIRX
+
+    ours = importlib.import_module(f"tvmopt.schedules.{target_kind}")
+    updated = dict(module.functions_items())
+    for var, func in module.functions_items():
+        made = (write(func) for write in ours.WRITTEN) if isinstance(func, tirx.PrimFunc) else ()
+        found = next((one for one in made if one is not None), None)
+        if found is not None:
+            updated[var] = found.with_attr(IN_TIRX, True)
+    return type(module)(updated, attrs=module.attrs)
 
 
 def _load(file: Path) -> list[Rule]:

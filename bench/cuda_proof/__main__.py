@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 # --help must not import what builds; a test compares them with prove.STEPS and cases.every.CASES.
 STEPS = ("compile", "execute", "gpu")
 RULES = (
-    "tensor_core", "split_k", "product", "winograd", "sparse", "depthwise", "pool", "rows", "columns", "elementwise",
+    "wgmma", "tensor_core", "split_k", "product", "winograd", "sparse", "depthwise", "pool", "rows", "columns",
+    "elementwise",
 )  # fmt: skip
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90")
 # Cases of each rule: two or three minutes on two cores.

@@ -13,8 +13,9 @@ from tvm import tirx
 from tvm.ir.instrument import pass_instrument
 from tvm_ffi import structural_walk
 
+from tvmopt.graph import gpu_pipeline
 from tvmopt.machine import GpuMachine
-from tvmopt.registry import Scheduled, apply_rule, rules
+from tvmopt.registry import Scheduled, apply_rule, rules, write_kernels
 
 from . import opencl
 from .cases.base import Case
@@ -40,9 +41,11 @@ def scheduled(case: Case, machine: GpuMachine, choose: Choose | None = None) -> 
 
 @dataclass(frozen=True)
 class Source:
-    """CUDA source of a scheduled kernel, and the shared memory its launch asks for, of which ptxas knows nothing."""
+    """CUDA source of a scheduled kernel, what nvcc is to compile it for, and the bytes of shared memory that its launch
+    asks for, of which ptxas knows nothing."""
 
     text: str
+    arch: str
     dynamic: int
 
 
@@ -50,21 +53,26 @@ def source(made: Scheduled, machine: GpuMachine) -> Source:
     """What TVM makes of a scheduled kernel."""
     sizes = [0]
 
-    def note(buffer: Any) -> None:
-        if buffer.scope() == "shared.dyn":
-            sizes.append(math.prod(map(int, buffer.shape)) * tvm.DataType(buffer.dtype).itemsize)
-
     @pass_instrument
-    class Merged:
+    class Split:
         def run_after_pass(self, module: tvm.IRModule, info: Any) -> None:
-            if info.name.endswith("MergeSharedMemoryAllocations"):
-                for func in module.functions.values():
-                    structural_walk(func.body, (tirx.AllocBuffer, lambda node: note(node.buffer)))
+            if info.name.endswith("SplitHostDevice"):
+                sizes.extend(map(_dynamic, module.functions.values()))
 
-    config, target = ASYNC_COPIES, machine.target()
-    with target, tvm.transform.PassContext(config=config, instruments=[Merged()]):
-        built = tvm.compile(made.schedule.mod, target=target)
-    return Source(str(built.mod.imports[0].inspect_source()), max(sizes))
+    target = machine.target()
+    with target, tvm.transform.PassContext(config=ASYNC_COPIES, instruments=[Split()]):
+        module = write_kernels(made.schedule.mod)
+        built = tvm.compile(module, target=target, tir_pipeline=gpu_pipeline.register())
+    text = str(built.mod.imports[0].inspect_source())
+    # What only Hopper has needs the architecture's own name, as tvmopt.nvcc gives it.
+    return Source(text, f"{machine.arch}a" if "wgmma" in text else machine.arch, max(sizes))
+
+
+def _dynamic(func: tirx.PrimFunc) -> int:
+    nodes: list[Any] = []
+    structural_walk(func.body, (tirx.AllocBuffer, nodes.append))
+    buffers = [node.buffer for node in nodes if node.buffer.scope() == "shared.dyn"]
+    return sum(math.prod(map(int, b.shape)) * tvm.DataType(str(b.dtype)).itemsize for b in buffers)
 
 
 def wrong(code: MachineCode) -> list[str]:

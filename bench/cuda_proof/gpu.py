@@ -10,6 +10,8 @@ import torch
 import tvm
 from tvm.s_tir import Schedule
 
+from tvmopt.tuning.worker import compile_kernel
+
 from .opencl import GUARD
 
 ASYNC_COPIES = {"tirx.use_async_copy": True}
@@ -43,7 +45,7 @@ def run(schedule: Schedule, inputs: list[np.ndarray], target: Any, device: str =
     arrays = [*inputs, np.full([int(d) for d in output.shape], np.nan, str(output.dtype))]
     buffers = [Guarded(np.ascontiguousarray(array), device) for array in arrays]
     with target, tvm.transform.PassContext(config=ASYNC_COPIES):
-        built = tvm.compile(schedule.mod, target=target)
+        built = compile_kernel(target, schedule.mod).jit()
     built["main"](*(buffer.inner for buffer in buffers))
     if device != "cpu":
         torch.cuda.synchronize()

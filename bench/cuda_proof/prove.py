@@ -100,7 +100,7 @@ def _begin(
         failed.set_exception(AssertionError("every rule declines"))
         return found, failed
     source = check.source(made, machine)
-    return {**found, "dynamic_shared": source.dynamic}, pool.submit(assemble, source.text, arch)
+    return {**found, "dynamic_shared": source.dynamic}, pool.submit(assemble, source.text, source.arch)
 
 
 def _finish(

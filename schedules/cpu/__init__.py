@@ -29,7 +29,7 @@ RULES = [
     ("conv2d_depthwise", 3, conv2d_depthwise.rule),
     ("dense", 3, dense.rule),
     ("dense_sparse", 2, dense_sparse.rule),
-    ("batch_matmul", 3, batch_matmul.rule),
+    ("batch_matmul", 4, batch_matmul.rule),
     ("attention", 2, attention.rule),
     ("rows", 2, rows.rule),
     ("pool", 2, pool.rule),
@@ -49,7 +49,6 @@ LADDERS = {
     "dense": dense.LADDER,
     "batch_matmul": batch_matmul.LADDER,
     "attention": attention.LADDER,
-    "softmax": rows.LADDER,
-    "layer_norm": rows.LADDER,
+    "rows": rows.LADDER,
     "pool": pool.LADDER,
 }

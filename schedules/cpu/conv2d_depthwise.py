@@ -6,6 +6,9 @@ with the filter's taps, whose vectors are loaded once a tile. There is no padded
 of a 3x3 kernel's time at stride 2, where four values are read for one that is written, and more than a third at stride
 1. The values are read from where they lie, under the border's conditions. These depend on the row and the tile only,
 so LLVM tests each once a tile and not once a value.
+
+Measured: bench/results/amd-epyc-b521c9/ladders/conv2d_depthwise.json
+    conv2d 1x96x56x56,96,3,1,1,96: unscheduled 4%, lanes 30%, tile 30%, border 48%, parallel 92%
 """
 
 from __future__ import annotations

@@ -11,6 +11,9 @@ For every task (a share of the output channels, a band of tile rows), in paralle
 
 The filters are a x a / 9 times as many bytes as those of a direct convolution, so they are read once a task, and the
 bands are as long as that is worth; the input's transform is repeated for every share.
+
+Measured: bench/results/amd-epyc-b521c9/ladders/conv2d_winograd.json
+    conv2d 1x128x28x28,128,3,1,1 winograd-f4: unscheduled 5%, lanes 71%, tile 174%, unroll 174%, parallel 319%
 """
 
 from __future__ import annotations

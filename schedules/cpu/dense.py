@@ -9,6 +9,9 @@ those of GotoBLAS, of which 1024 x 1024 x 1024 shows the steps (share of the pea
     2. 82%   a chunk of the depth of one group of panels stays in L1 for all tiles of a band, the sums going through a
              buffer once a chunk; and the rows of a band are copied to where a tile's lie side by side in L1, and not
              in one set of it
+
+Measured: bench/results/amd-epyc-b521c9/ladders/dense.json
+    gemm 1024x1024x1024: unscheduled 1% (unstable), lanes 13% (unstable), tile 48%, unroll 48%, parallel 95%, chunk 92%
 """
 
 from __future__ import annotations

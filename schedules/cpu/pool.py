@@ -4,6 +4,9 @@ Every input value is used by a few neighbouring windows and never for another ch
 task is one block of channels and a band of rows, and a tile of pixels of one row is reduced in registers, all taps
 unrolled. As in conv2d_depthwise.py there is no padded copy of the input, whose stores took as long as the
 windows at stride 2: values are read from where they lie, under the border's conditions, which LLVM tests once a tile.
+
+Measured: bench/results/amd-epyc-b521c9/ladders/pool.json
+    max_pool2d 1x64x112x112,3,2,1 of the bandwidth: unscheduled 12%, lanes 13%, tile 12%, border 30%, parallel 55%
 """
 
 from __future__ import annotations

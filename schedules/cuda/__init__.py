@@ -3,9 +3,23 @@
 What none of them takes gets dlight's default (tvmopt/graph).
 """
 
-from . import columns, depthwise, elementwise, pool, product, rows, sparse, split_k, tensor_core, ways, winograd
+from . import (
+    columns,
+    depthwise,
+    elementwise,
+    pool,
+    product,
+    rows,
+    sparse,
+    split_k,
+    tensor_core,
+    ways,
+    wgmma,
+    winograd,
+)
 
 RULES = [
+    ("wgmma", 1, wgmma.rule),
     ("tensor_core", 2, tensor_core.rule),
     ("split_k", 2, ways.split_k),
     ("product", 3, ways.tiles),
@@ -20,6 +34,7 @@ RULES = [
 
 # The steps of each rule, one after the other (tests/cuda build and run every rung).
 LADDERS = {
+    "wgmma": wgmma.LADDER,
     "tensor_core": tensor_core.LADDER,
     "split_k": split_k.LADDER,
     "product": product.LADDER,
@@ -31,3 +46,6 @@ LADDERS = {
     "columns": columns.LADDER,
     "elementwise": elementwise.LADDER,
 }
+
+# Of kernels that no schedule primitive leads to: a scheduled function to the one that takes its place, None for others.
+WRITTEN = [wgmma.written]

@@ -103,8 +103,12 @@ def test_bad_input_is_named() -> None:
             kernels.main(arguments)
 
 
-def test_a_kernel_without_a_ladder_is_one_line() -> None:
-    done = _run("--op", "softmax", "--ladder")
+def test_a_kernel_without_a_ladder_is_one_line(tmp_path: Path) -> None:
+    # A rule of the user's own that comes before ours.
+    (tmp_path / "mine.py").write_text(
+        "from tvmopt.schedules.cpu import rows\nRULES = [('mine', 1, rows.rule)]\n"
+    )
+    done = _run("--op", "softmax", "--ladder", "--schedules", str(tmp_path))
     assert done.returncode == 2
     assert [line[:18] for line in done.stderr.splitlines()[1:]] == ["tvmopt: --ladder: "], done.stderr
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import readme_pruning, results
-from bench.recipes import Settings, cifar_resnet20, mnist_prune, mnist_units
+from bench.recipes import Settings, cifar_resnet20, mnist_prune, mnist_units, resnet18_sparse
 from bench.recipes.common import Cells
 from bench.recipes.knee import flat_to, knee
 from tests.test_data import write_idx
@@ -76,6 +77,39 @@ def test_quick_runs_on_made_up_images(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "knee at" in readme_pruning.mnist_mlp([out])
     with pytest.raises(DataError, match="no result of the recipe mnist-prune"):
         readme_pruning.mnist_cnn([out])
+
+
+@pytest.mark.slow
+def test_resnet18_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "r.json"
+    assert resnet18_sparse.run(Settings(BuildOptions(), True, json=file)) == 0
+    said = capsys.readouterr().out
+    rows = results.read(file)["results"]
+    names = ("dense, direct", "dense, plan", "80% zeros")
+    assert [row["model"] for row in rows] == [f"resnet18, {name}" for name in names]
+    # Each was verified against PyTorch, and the zeros are neither stored nor multiplied by.
+    assert all(row["error"] is None and 0 < row["max_abs_err"] < 1e-3 for row in rows)
+    assert rows[2]["size_compressed_bytes"] < rows[1]["size_compressed_bytes"] / 3
+    assert resnet18_sparse.verdicts(rows)[0] in said
+    text = readme_pruning.resnet18([file])
+    assert all(part in text for part in ("80% zeros", "bench.recipe resnet18-sparse", "2x wanted"))
+
+
+def test_resnet18_verdicts_tell_what_is_less_than_wanted() -> None:
+    def row(name: str, ms: float) -> dict[str, Any]:
+        samples = [ms * (1 + 0.001 * (i % 3)) for i in range(30)]
+        return {
+            "model": f"resnet18, {name}", "latency_ms": {"median": ms}, "samples_ms": samples,
+            "rounds": [i // 3 for i in range(30)], "unstable": False, "size_compressed_bytes": 1000,
+            "max_abs_err": 1e-6, "error": None,
+        }  # fmt: skip
+
+    rows = [row("dense, direct", 12.0), row("dense, plan", 9.0), row("80% zeros", 5.0), row("90% zeros", 5.0)]
+    said = resnet18_sparse.verdicts(rows)
+    assert said[0].startswith("80% zeros: 2.40x") and said[0].endswith(": as wanted")
+    assert said[1].endswith(": less than wanted")
+    failed = [*rows[:3], {**rows[3], "latency_ms": None}]
+    assert len(resnet18_sparse.verdicts(failed)) == 1 and resnet18_sparse.lines(failed)[-1][1] == "failed"
 
 
 def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:

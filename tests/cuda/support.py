@@ -39,7 +39,8 @@ def scheduled(case: Case, arch: str = "sm_80", choose: Callable[..., Any] | None
 def compiled(case: Case, arch: str, choose: Callable[..., Any] | None = None) -> MachineCode:
     """The case's machine code for `arch`; asserts what holds for every kernel."""
     made = scheduled(case, arch, choose)
-    code = assemble(check.source(made, named_gpu(arch)).text, arch)
+    source = check.source(made, named_gpu(arch))
+    code = assemble(source.text, source.arch)
     assert not check.wrong(code), f"{case.label}: {check.wrong(code)}"
     count("compiled", made.rule.name, case.label, arch)
     return code

@@ -46,9 +46,33 @@ def test_dense() -> None:
 
 def test_batched_products() -> None:
     """Attention's products: a computed matrix times another."""
-    shapes = [(1, 2, 17, 16), (2, 3, 16, 31), (1, 1, 7, 64), (3, 33, 5)]
+    # Rows and columns: one register and a rest, whole, too few to copy for, and such as no tile divides.
+    shapes = [
+        (1, 2, 17, 16), (2, 3, 16, 31), (1, 1, 7, 64), (3, 33, 5), (1, 8, 9), (2, 2, 31, 3), (1, 47, 17),
+        (7, 1, 197, 1),
+    ]  # fmt: skip
     layers = [Apply(lambda x: torch.matmul(x * 0.5, (x + 1.0).transpose(-1, -2))) for _ in shapes]
     model = side_by_side(layers, shapes)
+    built, lowered = compiled(model)
+    assert sum(kernel.op == "batch_matmul" for kernel in lowered.kernels) == len(shapes)
+    assert not failures(model, built, shapes)
+
+
+def test_batched_products_of_other_widths_with_an_epilogue() -> None:
+    """(M, K) times (K, N), and what stands after it: computed where the copied results leave."""
+
+    class Product(nn.Module):
+        def __init__(self, columns: int) -> None:
+            super().__init__()
+            self.columns = columns
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            right = (x + 1.0).transpose(-1, -2)[..., : self.columns]
+            return torch.relu(torch.matmul(x * 0.5, right) - 0.25) + x.sum()
+
+    sizes = [(1, 48, 5, 15), (3, 48, 8, 16), (2, 37, 8, 17), (1, 31, 3, 31), (5, 37, 7, 33), (1, 9, 17, 1)]
+    shapes = [(batch, rows, depth) for batch, rows, depth, _ in sizes]
+    model = side_by_side([Product(columns) for *_, columns in sizes], shapes)
     built, lowered = compiled(model)
     assert sum(kernel.op == "batch_matmul" for kernel in lowered.kernels) == len(shapes)
     assert not failures(model, built, shapes)

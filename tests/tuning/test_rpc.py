@@ -187,7 +187,10 @@ def test_a_candidate_that_computes_something_else_is_seen(pair: Fleet, rules: li
     assert found.status == "wrong"
 
 
-def test_a_server_that_dies_is_given_up_and_the_last_one_ends_the_run(servers: Servers, rules: list[Any]) -> None:
+def test_a_server_that_dies_is_given_up_and_the_last_one_ends_the_run(
+    servers: Servers, rules: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tvmopt.tuning.rpc_runner.FREE_LIMIT_S", 5.0)
     processes = [servers.serve("mortal") for _ in range(2)]
     fleet = servers.wait_for("mortal", 2)
     kernel = make_kernel()

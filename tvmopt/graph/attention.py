@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tvm import relax
 
 from tvmopt.operators import attention
-from tvmopt.operators.dense import batch_matmul
+from tvmopt.operators.dense import batch_matmul, crop
 
 if TYPE_CHECKING:
     from tvmopt.graph.blocking import Blocker
@@ -32,7 +32,7 @@ def product(state: Blocker, call: relax.Call) -> relax.Expr | None:
         return None
     scores = _scores(state, call)
     if scores is None:
-        return state.anchor(batch_matmul, state.plain(left), state.plain(right))
+        return state.anchor(batch_matmul, state.plain(left), state.plain(right), lanes=state.block)
     query, keys = (state.plain(arg) for arg in scores.args)
     *_, rows, depth = _shape(query)
     length, width = _shape(keys)[-1], _shape(right)[-1]
@@ -49,7 +49,7 @@ def product(state: Blocker, call: relax.Call) -> relax.Expr | None:
         length=length,
         flops=2 * math.prod(_shape(query)[:-2]) * rows * length * (depth + width),
     )
-    return injective(attention.crop, out, shape=_shape(call))
+    return injective(crop, out, shape=_shape(call))
 
 
 def _scores(state: Blocker, call: relax.Call) -> relax.Call | None:

@@ -13,6 +13,7 @@ import tvm
 from tvm import relax, tirx
 
 from tvmopt.errors import ModelError, one_line
+from tvmopt.graph import gpu_pipeline
 from tvmopt.graph.gpu_default import schedule_default, unbound
 from tvmopt.nvcc import Code, compile_source, find_nvcc
 
@@ -37,7 +38,7 @@ def with_threads(module: tvm.IRModule, machine: GpuMachine) -> tvm.IRModule:
     """
     updated = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
     for var, func in module.functions_items():
-        if not isinstance(func, tirx.PrimFunc) or not unbound(func):
+        if not isinstance(func, tirx.PrimFunc) or gpu_pipeline.is_in_tirx(func) or not unbound(func):
             continue
         if _is_partial(func):
             raise ModelError(f"kernel {var.name_hint}: its schedule leaves {', '.join(unbound(func))} to no thread")
@@ -84,7 +85,9 @@ def generate(module: tvm.IRModule, machine: GpuMachine, *, fast_math: bool) -> G
         ModelError: TVM's code generator or nvcc refuses it.
     """
     try:
-        executable = tvm.compile(module, target=machine.target(), relax_pipeline=None)
+        executable = tvm.compile(
+            module, target=machine.target(), relax_pipeline=None, tir_pipeline=gpu_pipeline.register()
+        )
     except Exception as error:
         raise ModelError(f"code generation failed: {one_line(error)}") from error
     source = cuda_source(executable.mod)

@@ -13,18 +13,9 @@ from tvm import te, tirx
 
 from tvmopt.operators import FLOPS_ATTR
 from tvmopt.operators.blocking import blocks
+from tvmopt.operators.dense import element
 from tvmopt.operators.extent import padded_extent
 from tvmopt.operators.rows import inverse, over_row, powers
-
-
-def _matrix(data: te.Tensor, batch: te.PrimExpr, row: te.PrimExpr, column: te.PrimExpr) -> te.PrimExpr:
-    """Element (row, column) of matrix number `batch` of (..., M, N)."""
-    index: list[te.PrimExpr] = []
-    lead = [int(x) for x in data.shape[:-2]]
-    for extent in reversed(lead[1:]):
-        index.append(batch % extent)
-        batch = batch // extent
-    return data(*([batch, *reversed(index)] if lead else []), row, column)
 
 
 def fill_rows(data: te.Tensor) -> te.Tensor:
@@ -32,11 +23,11 @@ def fill_rows(data: te.Tensor) -> te.Tensor:
     *lead, rows, depth = (int(x) for x in data.shape)
     filled = padded_extent(rows)
 
-    def element(b: te.Var, m: te.Var, k: te.Var) -> te.PrimExpr:
-        value = _matrix(data, b, m, k)
+    def filled_up(b: te.Var, m: te.Var, k: te.Var) -> te.PrimExpr:
+        value = element(data, b, m, k)
         return value if filled == rows else te.if_then_else(m < rows, value, tirx.const(0, data.dtype))
 
-    return te.compute((math.prod(lead), filled, depth), element, name="fill_rows")
+    return te.compute((math.prod(lead), filled, depth), filled_up, name="fill_rows")
 
 
 def panels(data: te.Tensor, lanes: int, *, fill_depth: bool) -> te.Tensor:
@@ -44,13 +35,13 @@ def panels(data: te.Tensor, lanes: int, *, fill_depth: bool) -> te.Tensor:
     *lead, depth, columns = (int(x) for x in data.shape)
     deep = blocks(depth, lanes) * lanes if fill_depth else depth
 
-    def element(b: te.Var, no: te.Var, k: te.Var, ni: te.Var) -> te.PrimExpr:
-        value = _matrix(data, b, k, no * lanes + ni)
+    def in_panel(b: te.Var, no: te.Var, k: te.Var, ni: te.Var) -> te.PrimExpr:
+        value = element(data, b, k, no * lanes + ni)
         inside = [no * lanes + ni < columns] if columns % lanes else []
         inside += [k < depth] if deep > depth else []
         return te.if_then_else(te.all(*inside), value, tirx.const(0, data.dtype)) if inside else value
 
-    return te.compute((math.prod(lead), blocks(columns, lanes), deep, lanes), element, name="panels")
+    return te.compute((math.prod(lead), blocks(columns, lanes), deep, lanes), in_panel, name="panels")
 
 
 def attention(query: te.Tensor, keys: te.Tensor, values: te.Tensor, *, length: int, flops: int) -> te.Tensor:
@@ -90,16 +81,3 @@ def attention(query: te.Tensor, keys: te.Tensor, values: te.Tensor, *, length: i
         name="attention",
         attrs={FLOPS_ATTR: flops},
     )
-
-
-def crop(data: te.Tensor, shape: tuple[int, ...]) -> te.Tensor:
-    """(B, M', E, lanes) -> (..., M, columns), what was filled up left out."""
-    lanes = int(data.shape[-1])
-
-    def element(*i: te.Var) -> te.PrimExpr:
-        batch: te.PrimExpr = tirx.const(0, "int32")
-        for var, extent in zip(i[:-2], shape[:-2], strict=True):
-            batch = batch * extent + var
-        return data[batch, i[-2], i[-1] // lanes, i[-1] % lanes]
-
-    return te.compute(shape, element, name="crop")

@@ -77,16 +77,20 @@ def conv2d_depthwise_nhwc(
 
 
 def inside(
-    data: te.Tensor, conv: Conv2d, pixel: tuple[te.PrimExpr, ...], tap: tuple[te.PrimExpr, ...], channel: te.PrimExpr
-) -> te.PrimExpr:
-    """The value an output `pixel` (n, y, x) sees through a `tap` (kh, kw) in `channel`: zero outside of the image."""
+    data: te.Tensor, conv: Conv2d, pixel: tuple[te.PrimExpr, ...], tap: tuple[te.PrimExpr, ...], channel: te.PrimExpr,
+    beyond: tuple[bool, bool] = (False, False),
+) -> te.PrimExpr:  # fmt: skip
+    """The value an output `pixel` (n, y, x) sees through a `tap` (kh, kw) in `channel`: zero outside of the image.
+
+    `beyond`: whether pixels below, and right of, the last one are asked for, which may see what is beyond the padding.
+    """
     n, *position = pixel
     bounds, index = [], []
     for axis in (0, 1):
         before, after = conv.padding[axis], conv.padding[axis + 2]
         at = position[axis] * conv.strides[axis] + tap[axis] * conv.dilation[axis] - before
         bounds += [at >= 0] if before else []
-        bounds += [at < conv.in_size[axis]] if after else []
+        bounds += [at < conv.in_size[axis]] if after or beyond[axis] else []
         index.append(at)
     value = data[n, index[0], index[1], channel]
     return te.if_then_else(te.all(*bounds), value, te.const(0, str(data.dtype))) if bounds else value

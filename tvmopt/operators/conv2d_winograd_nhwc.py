@@ -48,9 +48,12 @@ def conv2d_winograd_nhwc(
     down, across = tiles(conv, m)
     count = conv.batch * down * across
 
+    # Where m does not divide the image, the last tile's pixels reach beyond it, padded or not.
+    beyond = (down * m > conv.out_size[0], across * m > conv.out_size[1])
+
     def pixel(p: te.Var, y: te.Var, x: te.Var, c: te.Var) -> te.PrimExpr:
         corner = (p // (down * across), p // across % down * m, p % across * m)
-        return inside(data, conv, corner, (y, x), c)
+        return inside(data, conv, corner, (y, x), c, beyond)
 
     patch = te.compute((count, a, a, inner), pixel, name="patch")
     rows_in = te.compute(

@@ -14,7 +14,7 @@ from tvm import te
 
 from tvmopt.operators import FLOPS_ATTR
 from tvmopt.operators.blocking import blocks
-from tvmopt.operators.extent import padded_extent
+from tvmopt.operators.extent import has_good_tile, padded_extent
 
 
 def pack_dense_weight(weight: np.ndarray, block: int) -> np.ndarray:
@@ -78,14 +78,69 @@ def dense(data: te.Tensor, weight: te.Tensor, *, columns: int) -> te.Tensor:
     return unblock(out, lead, columns)
 
 
-def batch_matmul(left: te.Tensor, right: te.Tensor) -> te.Tensor:
-    """(..., M, K) times (..., K, N) -> (..., M, N), of equal leading dimensions; a single anchor `batch_matmul`."""
+# Fewer rows use each column of the right-hand side too seldom for a copy of it to pay.
+_PACKED_ROWS = 8
+
+
+def batch_matmul(left: te.Tensor, right: te.Tensor, *, lanes: int = 1) -> te.Tensor:
+    """(..., M, K) times (..., K, N) -> (..., M, N), of equal leading dimensions; the anchor is `batch_matmul`.
+
+    Where registers of `lanes` columns or a register tile's rows do not come out even, and rows are many, the operands
+    are first copied so that they do: `pad` (B, M', K), where a tile does not divide M, and `panels` (B, N / lanes, K,
+    lanes). The anchor is (B, M', N / lanes, lanes) then, and `crop` leaves out what is too much.
+    """
     *lead, rows, depth = (int(x) for x in left.shape)
     columns = int(right.shape[-1])
+    flops = 2 * math.prod(lead) * rows * columns * depth
     k = te.reduce_axis((0, depth), "k")
-    return te.compute(
-        (*lead, rows, columns),
-        lambda *i: te.sum(left(*i[:-1], k) * right(*i[:-2], k, i[-1]), axis=k),
+    if rows < _PACKED_ROWS or (columns % lanes == 0 and has_good_tile(rows)):
+        return te.compute(
+            (*lead, rows, columns),
+            lambda *i: te.sum(left(*i[:-1], k) * right(*i[:-2], k, i[-1]), axis=k),
+            name="batch_matmul",
+            attrs={FLOPS_ATTR: flops},
+        )
+    batch, computed, count = math.prod(lead), padded_extent(rows), blocks(columns, lanes)
+    zero = te.const(0, left.dtype)
+
+    def filled(b: te.Var, m: te.Var, k: te.Var) -> te.PrimExpr:
+        return te.if_then_else(m < rows, element(left, b, m, k), zero)
+
+    def panel(b: te.Var, no: te.Var, k: te.Var, ni: te.Var) -> te.PrimExpr:
+        value = element(right, b, k, no * lanes + ni)
+        return value if columns % lanes == 0 else te.if_then_else(no * lanes + ni < columns, value, zero)
+
+    source = te.compute((batch, computed, depth), filled, name="pad") if computed != rows else None
+    panels = te.compute((batch, count, depth, lanes), panel, name="panels")
+    out = te.compute(
+        (batch, computed, count, lanes),
+        lambda b, m, no, ni: te.sum(
+            (element(left, b, m, k) if source is None else source[b, m, k]) * panels[b, no, k, ni], axis=k
+        ),
         name="batch_matmul",
-        attrs={FLOPS_ATTR: 2 * math.prod(lead) * rows * columns * depth},
+        attrs={FLOPS_ATTR: flops},
     )
+    return crop(out, (*lead, rows, columns))
+
+
+def element(data: te.Tensor, batch: te.PrimExpr, row: te.PrimExpr, column: te.PrimExpr) -> te.PrimExpr:
+    """Element (row, column) of matrix number `batch` of (..., M, N)."""
+    index: list[te.PrimExpr] = []
+    lead = [int(x) for x in data.shape[:-2]]
+    for extent in reversed(lead[1:]):
+        index.append(batch % extent)
+        batch = batch // extent
+    return data(*([batch, *reversed(index)] if lead else []), row, column)
+
+
+def crop(data: te.Tensor, shape: Sequence[int]) -> te.Tensor:
+    """(B, M', E, lanes) -> (..., M, columns), what was filled up left out."""
+    lanes = int(data.shape[-1])
+
+    def kept(*i: te.Var) -> te.PrimExpr:
+        batch: te.PrimExpr = te.const(0, "int32")
+        for var, extent in zip(i[:-2], shape[:-2], strict=True):
+            batch = batch * extent + var
+        return data[batch, i[-2], i[-1] // lanes, i[-1] % lanes]
+
+    return te.compute(tuple(shape), kept, name="crop")

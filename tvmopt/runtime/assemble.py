@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvmopt.graph.pipeline import build, build_for_gpu
 from tvmopt.machine import GpuMachine
+from tvmopt.registry import write_kernels
 from tvmopt.runtime.executable import Compiled
 from tvmopt.runtime.gpu import CompiledForGpu
 from tvmopt.runtime.signature import Signature
@@ -42,6 +43,7 @@ def assemble(
     meta = {**meta, "target": str(machine.target()), "machine": machine, "threads": machine.cores}
     signature = Signature.from_exported(program)
     if isinstance(machine, GpuMachine):
+        module = write_kernels(module, machine.kind)
         built = build_for_gpu(module, machine, dump_dir, cuda_graphs=cuda_graphs, fast_math=fast_math)
         meta |= {"cuda_graphs": cuda_graphs, "fast_math": fast_math, "compile_s": time.perf_counter() - started}
         return CompiledForGpu(built.executable, signature, meta, built.source, built.code)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from tvmopt.machine import AnyMachine
     from tvmopt.options import BuildOptions
+    from tvmopt.tuning.process import Process
 
 # A tracker answers at once; a server that has not after so long measures for somebody else.
 TRACKER_LIMIT_S = 5.0
@@ -124,7 +125,7 @@ class Fleet:
         try:
             for process in processes:
                 try:
-                    found.append(from_facts(process.ask("facts", options.kind, limit_s=FREE_LIMIT_S)))
+                    found.append(from_facts(first_facts(process, options.kind, FREE_LIMIT_S)))
                 except WorkerTimeout:
                     continue
                 except WorkerError as error:
@@ -151,6 +152,17 @@ class Fleet:
                     f"--key {self.key}: its servers are unequal machines ({name}: {first[name]} and "
                     f"{getattr(other, name)}); give each kind of machine a key of its own"
                 )
+
+
+def first_facts(process: Process, kind: str, limit_s: float) -> dict[str, Any]:
+    """What the server that a fresh process of `rpc_worker` gets says of itself, `kind` being `llvm` or `cuda`.
+
+    Raises:
+        WorkerTimeout: none was free for `limit_s`. WorkerError: it cannot be used.
+    """
+    # Its start is waited for first, so that loading TVM, which may take long on a busy machine, is not in the limit.
+    process.ask("is_there", limit_s=limit_s)
+    return dict(process.ask("facts", kind, limit_s=limit_s))
 
 
 def _require_named(machine: AnyMachine, options: BuildOptions) -> None:

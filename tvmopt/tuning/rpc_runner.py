@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from tvmopt.errors import FleetError, VerificationError
 from tvmopt.graph.pipeline import build, build_for_gpu
 from tvmopt.machine import GpuMachine
+from tvmopt.registry import write_kernels
 from tvmopt.runtime.verify import check
-from tvmopt.tuning.fleet import FREE_LIMIT_S, SESSION_S, Fleet
+from tvmopt.tuning.fleet import FREE_LIMIT_S, SESSION_S, Fleet, first_facts
 from tvmopt.tuning.network import Compared, reference
 from tvmopt.tuning.process import Process, WorkerDied, WorkerError, WorkerTimeout
 from tvmopt.tuning.rpc_worker import library_suffix
@@ -160,7 +161,7 @@ def connected(fleet: Fleet, machine: AnyMachine) -> Process:
     on_gpu = isinstance(machine, GpuMachine)
     process = Process("tvmopt.tuning.rpc_worker", fleet.environment(None if on_gpu else machine.cores))
     try:
-        process.ask("facts", "cuda" if on_gpu else "llvm", limit_s=FREE_LIMIT_S)
+        first_facts(process, "cuda" if on_gpu else "llvm", FREE_LIMIT_S)
     except WorkerError:
         process.close()
         raise
@@ -183,7 +184,7 @@ def compare_networks(
     with tempfile.TemporaryDirectory(prefix="tvmopt-tune-") as folder:
         for name, module in (("manual", first), ("auto", second)):
             if isinstance(machine, GpuMachine):
-                built = build_for_gpu(module, machine)
+                built = build_for_gpu(write_kernels(module, machine.kind), machine)
                 executable = built.executable
                 codes += [(digest(built.source), built.code.binary)] if built.code is not None else []
             else:

@@ -16,7 +16,7 @@ from typing import Any
 from tvmopt.machine import CACHE_DIR, described_cpu
 from tvmopt.tuning.fleet import SESSION_S
 from tvmopt.tuning.process import serve
-from tvmopt.tuning.worker import Worker
+from tvmopt.tuning.worker import Worker, compile_kernel
 
 # The status this process ends with when its server is gone.
 SERVER_GONE = 70
@@ -95,9 +95,7 @@ class RemoteWorker(Worker):
         return found
 
     def _built(self, target: Any, module: Any) -> Any:
-        import tvm
-
-        executable = tvm.compile(module, target=target)
+        executable = compile_kernel(target, module)
         session = self._connect()
         if target.kind.name == "cuda":
             _send_machine_code(session, executable, target)

@@ -177,14 +177,24 @@ class Worker:
         self._kernels[key].built.clear()
 
 
-def _compile(target: Any, module: Any) -> Any:
+def compile_kernel(target: Any, module: Any) -> Any:
+    """A kernel's module as TVM's executable, for a CPU or a GPU."""
     import tvm
 
+    if target.kind.name != "cuda":
+        return tvm.compile(module, target=target)
+    from tvmopt.graph import gpu_pipeline
+    from tvmopt.registry import write_kernels
+
+    return tvm.compile(write_kernels(module), target=target, tir_pipeline=gpu_pipeline.register())
+
+
+def _compile(target: Any, module: Any) -> Any:
     if target.kind.name == "cuda":
         from tvmopt.runtime.gpu import use_own_compiler
 
         use_own_compiler()
-    built = tvm.compile(module, target=target).jit()
+    built = compile_kernel(target, module).jit()
     # Taking the function out is what makes LLVM generate code: part of building, not of measuring.
     built["main"]
     return built

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from . import columns, depthwise, elementwise, pool, product, rows, sparse, split_k, tensor_core, winograd
+from . import columns, depthwise, elementwise, pool, product, rows, sparse, split_k, tensor_core, wgmma, winograd
 from .base import Case
 
 # By the rule they are meant for; which rule takes a shape is the rules' own decision.
 CASES: dict[str, tuple[Callable[[], list[Case]], Callable[[], list[Case]]]] = {
+    "wgmma": (wgmma.typical, wgmma.boundary),
     "tensor_core": (tensor_core.typical, tensor_core.boundary),
     "split_k": (split_k.typical, split_k.boundary),
     "product": (product.typical, product.boundary),

@@ -1,0 +1,46 @@
+"""TVM's lowering of a GPU's kernels: scheduled TensorIR by one list of passes, what is written in TIRx by another.
+
+A module may hold both. TVM picks one pipeline for all its functions, and neither takes the other's: TIRx says what each
+thread does, and has no blocks to place.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm.s_tir.pipeline import default_s_tir_pipeline
+from tvm.tirx.compilation_pipeline import register_tir_pipeline, tirx_pipeline
+
+NAME = "tvmopt-gpu"
+# The attribute of a function that is written in TIRx.
+IN_TIRX = "tvmopt.in_tirx"
+
+
+def is_in_tirx(func: object) -> bool:
+    """Whether `func` is a kernel written in TIRx: it needs no schedule."""
+    return isinstance(func, tvm.tirx.PrimFunc) and func.attrs is not None and bool(func.attrs.get(IN_TIRX, False))
+
+
+def _pipeline() -> tuple[tvm.transform.Pass, object, object]:
+    # What follows, of host code and of device code, is the same for both.
+    lower, finish_host, finish_device = default_s_tir_pipeline()
+    lower_tirx, *_ = tirx_pipeline()
+
+    @tvm.transform.module_pass(opt_level=0, name="tvmopt.LowerEach")
+    def lower_each(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        functions = list(module.functions_items())
+        written = {var: func for var, func in functions if is_in_tirx(func)}
+        if not written:
+            return lower(module)
+        others = {var: func for var, func in functions if var not in written}
+        lowered = lower_tirx(tvm.IRModule(written, attrs=module.attrs))
+        if others:
+            lowered.update(lower(tvm.IRModule(others, attrs=module.attrs)))
+        return lowered
+
+    return lower_each, finish_host, finish_device
+
+
+def register() -> str:
+    """Makes the pipeline known to TVM, under the name returned."""
+    register_tir_pipeline(NAME, _pipeline)
+    return NAME
