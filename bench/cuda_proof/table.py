@@ -10,8 +10,8 @@ Row = dict[str, Any]
 
 def lines(rows: Sequence[Row]) -> list[list[str]]:
     """The header, a line for each rule that took a case, and the sums."""
-    archs = list(dict.fromkeys(row["arch"] for row in rows if row["what"] == "compiled"))
-    places = list(dict.fromkeys(row["arch"] for row in rows if row["what"] == "executed"))
+    archs = sorted({row["arch"] for row in rows if row["what"] == "compiled"})
+    places = sorted({row["arch"] for row in rows if row["what"] == "executed"})
     header = [
         "rule", *(f"compiled, {arch}" for arch in archs), "registers at most", "shared memory at most", "spilled",
         "with tensor cores", "with asynchronous copies", *(f"executed, {place}" for place in places),

@@ -50,7 +50,6 @@ once() {
 }
 
 failed=0
-$dry || mkdir -p "$results"
 
 check() {
   once check-tests "$python" -m pytest -q -m cuda tests
@@ -109,6 +108,7 @@ tune() {
   done
 }
 
+# Before anything is run or written.
 require_gpu() {
   $dry && return
   "$python" - <<'PY' || {
@@ -122,6 +122,7 @@ PY
     echo "no CUDA GPU here: bench/gpu/run.sh --dry-run STAGE prints what would be run" >&2
     exit 1
   }
+  mkdir -p "$results"
 }
 
 case $1 in
