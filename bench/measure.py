@@ -52,28 +52,48 @@ def measure(
         WorkerError: the model itself cannot be loaded or run in PyTorch. A contender that fails has its `error`
             in its row instead.
     """
-    with tempfile.TemporaryDirectory(prefix="tvmopt-bench-") as directory:
-        path = Path(directory) / "reference.pt"
-        with prepared(cases, settings, data, path, report) as (contenders, probe, facts):
-            take_turns(contenders, settings, report, probe)
-            for case, contender in zip(cases, contenders, strict=True):
-                if contender.error is None:
-                    _finish(case, contender, profile, report)
+    return measure_together([cases], settings, data, report, profile=profile)
+
+
+def measure_together(
+    models: Sequence[Sequence[Case]], settings: Settings, data: Data, report: Report, *, profile: bool = False
+) -> list[dict[str, Any]]:
+    """`measure` of several models whose contenders take turns with each other, because they are to be compared."""
+    contenders: list[Contender] = []
+    measured: list[tuple[Case, Contender, dict[str, Any]]] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="tvmopt-bench-") as directory,
+        contextlib.ExitStack() as stack,
+    ):
+        probe: Probe | None = None
+        for number, cases in enumerate(models):
+            path = Path(directory) / f"reference{number}.pt"
+            made, found, facts = stack.enter_context(
+                prepared(cases, settings, data, path, report, probed=not number)
+            )
+            probe = found or probe
+            contenders += made
+            measured += [(case, contender, facts) for case, contender in zip(cases, made, strict=True)]
+        take_turns(contenders, settings, report, probe)
+        for case, contender, _ in measured:
+            if contender.error is None:
+                _finish(case, contender, profile, report)
     best = probe.best if probe is not None else ()
     fair = quiet_for_all(contenders, best)
     rows = []
     for cold in (False, True) if settings.cold else (False,):
-        rows += [_row(*pair, facts, settings, best, cold, fair) for pair in zip(cases, contenders, strict=True)]
+        rows += [_row(*one, settings, best, cold, fair) for one in measured]
     return rows
 
 
 @contextlib.contextmanager
 def prepared(
-    cases: Sequence[Case], settings: Settings, data: Data, path: Path, report: Report
+    cases: Sequence[Case], settings: Settings, data: Data, path: Path, report: Report, *, probed: bool = True
 ) -> Iterator[tuple[list[Contender], Probe | None, dict[str, Any]]]:
     """The contenders, built and verified, each in its process; the probe; and the facts of their model.
 
-    `path` is where the reference is kept. All processes end with the `with`.
+    `path` is where the reference is kept. All processes end with the `with`. `probed`: whether a probe is started,
+    which others that take turns with them have already.
     """
     contenders: list[Contender] = []
     probe: Probe | None = None
@@ -84,7 +104,7 @@ def prepared(
             contenders[-1].tell({"do": "load", "case": case.to_json()})
         facts = _reference(cases[0], data, path, report)
         # On a GPU nobody else's use of the cores counts.
-        probe = start_probe(cases[0].threads) if cases[0].options.kind == "llvm" else None
+        probe = start_probe(cases[0].threads) if probed and cases[0].options.kind == "llvm" else None
         for contender in contenders:
             report(contender.name, "loading")
             contender.await_told(PREPARE_TIMEOUT_S)

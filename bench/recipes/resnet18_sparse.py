@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import statistics, table
 from ..cases import Case
-from ..measure import Data, measure
+from ..measure import Data, measure_together
 from ..pruned import networks
 from ..results import counted
 from ..turns import Settings as Turns
@@ -41,19 +41,19 @@ def run(settings: Settings) -> int:
         options = dataclasses.replace(settings.options, threads=machine.cores, log_dir=folder / "tuning_logs")
         say(f"pruning {SPEC} at {', '.join(f'{share:.0%}' for share in sparsities)}")
         made = networks([SPEC], sparsities, METHOD, options, folder)
-        cases = [
+        dense = [
             Case(SPEC, "manual", dataclasses.replace(options, strategies=ways), f"dense, {name}")
             for name, ways in _DENSE.items()
         ]
-        cases += [
-            Case(one.source, "manual", one.options, f"{share:.0%} zeros")
+        models = [dense] + [
+            [Case(one.source, "manual", one.options, f"{share:.0%} zeros")]
             for one, share in zip(made, sparsities, strict=True)
         ]
         turns = Turns(samples=settings.samples, time_limit_s=settings.time_limit_s)
         if settings.quick:
             turns = Turns(samples=3, time_limit_s=1.0)
-        rows = measure(cases, turns, Data(), lambda name, text: say(f"{name}: {text}"))
-    for row, case in zip(rows, cases, strict=True):
+        rows = measure_together(models, turns, Data(), lambda name, text: say(f"{name}: {text}"))
+    for row, case in zip(rows, [case for cases in models for case in cases], strict=True):
         row["model"] = f"resnet18, {case.label}"
     recipe = {"name": "resnet18-sparse", "method": METHOD, "sparsities": list(sparsities), "quick": settings.quick}
     document(settings, machine, recipe, rows)
