@@ -83,8 +83,10 @@ def wrong(code: MachineCode) -> list[str]:
     if code.shared > SHARED:
         found.append(f"{code.shared} bytes of shared memory")
     flushing = [name for name in code.instructions if ".FTZ" in name]
-    # An exact division, which fast-math has none of, looks for what is no number by comparisons of that kind.
-    if (flushing and not code.has("FCHK")) or any(name.startswith(("FFMA", "FMUL")) for name in flushing):
+    # An exact division or reciprocal, of which fast-math has none, looks for what is no number by comparisons and
+    # additions of that kind; it begins with FCHK, or rounds upwards on its way.
+    exact = code.has("FCHK") or code.has("FFMA.RP")
+    if (flushing and not exact) or any(name.startswith(("FFMA", "FMUL")) for name in flushing):
         found.append(f"fast-math: {', '.join(flushing)}")
     return found
 

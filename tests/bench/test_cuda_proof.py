@@ -15,7 +15,7 @@ from tvm.s_tir import Schedule
 from bench import results
 from bench.cuda_proof import __main__ as command
 from bench.cuda_proof import check, device, gpu, opencl, prove, table
-from bench.cuda_proof.cases import every
+from bench.cuda_proof.cases import columns, every
 from bench.cuda_proof.cases.base import Case
 from bench.cuda_proof.cases.elementwise import chain
 from bench.cuda_proof.cases.product import products
@@ -142,5 +142,18 @@ def test_guard_zones_of_a_gpu(dtype: str) -> None:
 def test_what_may_not_be_in_machine_code(shared: int, spilled: int) -> None:
     code = device.MachineCode(32, spilled, shared, device.Counter(["FFMA"]))
     assert len(check.wrong(code)) == (shared > 48 << 10) + (spilled > 32)
-    flushing = device.MachineCode(32, 0, 0, device.Counter(["FFMA.FTZ"]))
-    assert check.wrong(flushing) == ["fast-math: FFMA.FTZ"]
+
+
+@pytest.mark.parametrize("names, right", [
+    (["FFMA"], True), (["FFMA.FTZ"], False), (["FADD.FTZ"], False), (["FADD.FTZ", "FCHK"], True),
+    (["FADD.FTZ", "FFMA.RP"], True), (["FMUL.FTZ", "FFMA.RP"], False),
+])  # fmt: skip
+def test_fast_math_is_told_from_exact_division(names: list[str], right: bool) -> None:
+    assert (not check.wrong(device.MachineCode(32, 0, 0, device.Counter(names)))) == right
+
+
+@needs_nvcc
+def test_cuda_an_exact_reciprocal_is_no_fast_math() -> None:
+    rows: list[dict[str, Any]] = []
+    prove.prove([columns.case("gate", 1, 8, 8, 64)], ("compile",), ("sm_80", "sm_90"), rows.append)
+    assert [row["problem"] for row in rows] == [None, None]
