@@ -27,7 +27,7 @@ RULES = (
     "elementwise",
 )  # fmt: skip
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90")
-# Cases of each rule: two or three minutes on two cores.
+# Cases of each rule: two minutes on two cores.
 LIMIT = 6
 
 
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     how_many = made.add_mutually_exclusive_group()
     how_many.add_argument("--limit", type=positive_int, default=LIMIT, metavar="N",
                           help="cases of each rule, half of them shapes of networks")  # fmt: skip
-    how_many.add_argument("--all", action="store_true", help="every pair of boundary values: more than half an hour")
+    how_many.add_argument("--all", action="store_true", help="every pair of boundary values: ten minutes on two cores")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file, as they come")
     made.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     return made
