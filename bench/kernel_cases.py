@@ -130,6 +130,21 @@ def layer(op: str, shape: str) -> Model:
     return from_module(module, examples, name=f"{op}-{shape}")
 
 
+def __getattr__(name: str) -> Callable[[], tuple[Any, tuple[Any, ...]]]:
+    """`gemm-512x512x512` of this file: the factory of that layer, so that the bench takes it as FILE:FACTORY."""
+    op, dash, shape = name.partition("-")
+    if not dash or op not in OPERATORS:
+        raise AttributeError(name)
+
+    def factory() -> tuple[Any, tuple[Any, ...]]:
+        import torch
+
+        torch.manual_seed(0)
+        return OPERATORS[op].build(shape)
+
+    return factory
+
+
 def _sizes(text: str, count: int) -> list[int]:
     sizes = [int(x) for x in text.split("x")]
     if len(sizes) != count or min(sizes) < 1:

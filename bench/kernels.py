@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 OPS = ("conv2d", "gemm", "batch_matmul", "max_pool2d", "attention", "softmax", "layer_norm")
 SPARSE = ("conv2d", "gemm")
 _FORMS = ("tir", "llvm", "asm")
+_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
          "--op conv2d --ladder", "--op conv2d --shape 1x64x56x56,64,3,1,1 --variants manual --show asm",
          "--op gemm --shape 512x512x512 --tune 60", "--list resnet50,square --variants manual",
          "--list all --variants manual --op conv2d --limit 2",
-         "--op conv2d --shape 1x256x14x14,256,1 --sparsity 0.5,0.8,0.9"],
+         "--op conv2d --shape 1x256x14x14,256,1 --sparsity 0.5,0.8,0.9",
+         "--target cuda --op gemm --shape 4096x4096x4096 --dtype float32,float16"],
     )  # fmt: skip
     made.add_argument("--op", type=names_of, metavar="OP,...", help=f"of {', '.join(OPS)}; without it, all of them")
     made.add_argument("--shape", action="append", metavar="S",
@@ -56,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--list", type=names_of, metavar="NAME,...",
                       help="the kernels of a network (a MODEL, or torchvision's by its bare name), square (products of "
                       "256 to 4096), or all; --op narrows it")  # fmt: skip
+    made.add_argument("--target", choices=("cpu", "cuda"), default="cpu", help="this machine's cores, or its GPU")
+    made.add_argument("--dtype", type=names_of, default="float32", metavar="D,...",
+                      help="on a GPU, which of float32, float16, bfloat16 it is computed in")  # fmt: skip
     made.add_argument("--variants", type=names_of, default=",".join((*OURS, TORCH)), metavar="V,...",
                       help="which are timed; auto needs a tuning log with the kernel in it")  # fmt: skip
     made.add_argument("--ladder", action="store_true", help="every rung of the schedule's ladder instead")
@@ -134,6 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         wanted = [(op, shape) for op, shape in wanted if op in SPARSE or args.op]
         for op in {op for op, _ in wanted} - set(SPARSE):
             raise UsageError(f"--sparsity: {op} has no sparse kernel; choose from {', '.join(SPARSE)}")
+    if args.target == "cuda":
+        return _on_gpu(args, wanted, sys.argv[1:] if argv is None else argv)
+    if args.dtype != ("float32",):
+        raise UsageError("--dtype: on a CPU kernels are timed in float32")
     from rich.console import Console
 
     from tvmopt.machine import configure_threads, detect
@@ -181,6 +190,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.sparsity:
         print("\n".join(sparsity_table.summary(rows)))
     return 1 if failed else 0
+
+
+def _on_gpu(args: argparse.Namespace, wanted: Sequence[tuple[str, str]], argv: Sequence[str]) -> int:
+    from . import kernels_gpu, results
+
+    unknown = [name for name in args.dtype if name not in _DTYPES]
+    if unknown or not args.dtype:
+        raise UsageError(f"--dtype {unknown[0] if unknown else 'none'}: choose from {', '.join(_DTYPES)}")
+    if args.json is not None:
+        results.check_writable(args.json, "--json")
+    kernels_gpu.check(args)
+    return kernels_gpu.main(args, wanted, argv)
 
 
 def _tune(op: str, shape: str, args: argparse.Namespace, machine: Machine) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tvmopt.errors import DataError
 
-from . import commands, compare, kernel_table, readme_pruning, results, statistics, table
+from . import commands, compare, kernel_table, readme_cuda, readme_pruning, results, statistics, table
 from . import memory as resident
 from .cases import PEER, VARIANTS
 from .recipes import conv_vs_gemm
@@ -220,5 +220,5 @@ def _grid(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 KINDS: dict[str, Callable[[Sequence[Path]], str]] = {
     "models": models, "conclusions": conclusions, "kernels": kernels, "kernel-list": kernel_list, "recipe": recipe,
     "tuning": tuning, "memory": memory, "mnist-units": readme_pruning.mnist_mlp, "cifar-resnet20": readme_pruning.cifar,
-    "resnet18-sparse": readme_pruning.resnet18,
+    "resnet18-sparse": readme_pruning.resnet18, "cuda-proof": readme_cuda.proof,
 }  # fmt: skip

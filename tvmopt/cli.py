@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("tvmopt.bench.compare", "compare two saved benchmark runs"),
     "report": ("tvmopt.bench.report.__main__", "write saved benchmark runs as one page with charts"),
     "kernels": ("tvmopt.bench.kernels", "time single kernels against the machine's measured peak"),
+    "cuda_proof": ("tvmopt.bench.cuda_proof.__main__", "compile and execute the CUDA rules without a GPU"),
     "selftest": ("tvmopt.bench.selftest", "measure the bench itself, by experiments whose answer is known"),
     "recipe": ("tvmopt.bench.recipe", "run a published experiment from end to end"),
 }

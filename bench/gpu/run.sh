@@ -50,13 +50,17 @@ once() {
 }
 
 failed=0
-$dry || mkdir -p "$results"
 
 check() {
   once check-tests "$python" -m pytest -q -m cuda tests
+  once check-rules "$python" -m bench.cuda_proof --steps gpu --limit 12 --json "$results/check-rules.json"
   if command -v compute-sanitizer >/dev/null || $dry; then
     once check-sanitizer compute-sanitizer --tool memcheck --error-exitcode 9 "$python" -m pytest -q -m cuda tests
     once check-races compute-sanitizer --tool racecheck --error-exitcode 9 "$python" -m pytest -q -m cuda tests
+    once check-rules-sanitizer compute-sanitizer --tool memcheck --error-exitcode 9 \
+      "$python" -m bench.cuda_proof --steps gpu --limit 3
+    once check-rules-races compute-sanitizer --tool racecheck --error-exitcode 9 \
+      "$python" -m bench.cuda_proof --steps gpu --limit 3
   else
     echo "check-sanitizer: there is no compute-sanitizer here: memory errors and races are not looked for"
   fi
@@ -70,13 +74,19 @@ measure() {
 }
 
 kernels() {
-  local layer dtype
-  for layer in gemm_4096 gemm_1024 conv_64_56 conv_256_14 depthwise_96_56; do
-    for dtype in float32 float16; do
-      measure "kernel-$layer-$dtype" "bench/gpu/layers.py:$layer" --dtype "$dtype" --peers torch,torch-channels-last \
-        --time-limit 3s
-    done
+  local dtype
+  for dtype in float32 float16; do
+    kernel "gemm-$dtype" --dtype "$dtype" --op gemm --shape 4096x4096x4096 --shape 1024x1024x1024
+    kernel "conv2d-$dtype" --dtype "$dtype" --op conv2d --shape 32x64x56x56,64,3,1,1 --shape 32x256x14x14,256,3,1,1 \
+      --shape 32x96x56x56,96,3,1,1,96
   done
+}
+
+# kernel NAME ARGUMENTS...: python -m bench.kernels on the GPU, its result beside its output.
+kernel() {
+  local name=kernel-$1
+  shift
+  once "$name" "$python" -m bench.kernels --target cuda "$@" --limit 3 --json "$results/$name.json"
 }
 
 networks() {
@@ -98,6 +108,7 @@ tune() {
   done
 }
 
+# Before anything is run or written.
 require_gpu() {
   $dry && return
   "$python" - <<'PY' || {
@@ -111,6 +122,7 @@ PY
     echo "no CUDA GPU here: bench/gpu/run.sh --dry-run STAGE prints what would be run" >&2
     exit 1
   }
+  mkdir -p "$results"
 }
 
 case $1 in

@@ -3,13 +3,26 @@
 What none of them takes gets dlight's default (tvmopt/graph).
 """
 
-from . import columns, depthwise, elementwise, pool, product, rows, sparse, split_k, tensor_core, wgmma, winograd
+from . import (
+    columns,
+    depthwise,
+    elementwise,
+    pool,
+    product,
+    rows,
+    sparse,
+    split_k,
+    tensor_core,
+    ways,
+    wgmma,
+    winograd,
+)
 
 RULES = [
     ("wgmma", 1, wgmma.rule),
     ("tensor_core", 2, tensor_core.rule),
-    ("split_k", 1, split_k.rule),
-    ("product", 2, product.rule),
+    ("split_k", 2, ways.split_k),
+    ("product", 3, ways.tiles),
     ("winograd", 1, winograd.rule),
     ("sparse", 2, sparse.rule),
     ("depthwise", 1, depthwise.rule),

@@ -10,8 +10,8 @@ together in shared memory at the end: one kernel, no second pass over partial re
     output[r] = epilogue(allreduce over thread_y (sums[r]))
 
 It is taken where the best tile's blocks are fewer than the SMs, and the estimate that chose that tile (product.py) says
-that this is faster: it loads more for every multiply-add, but from all SMs. No GPU has timed either yet; OpenCL on a
-CPU has run all steps:
+that this is faster: it loads more for every multiply-add, but from all SMs. Search may take either (ways.py). No GPU
+has timed them yet; OpenCL on a CPU has run all steps:
 
     1. columns  a thread for each column and share, a row at a time
     2. rows     several rows a thread: an element of the right side is loaded once for them
@@ -20,6 +20,7 @@ CPU has run all steps:
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from tvm.s_tir import Schedule
@@ -45,36 +46,58 @@ LADDER = [
 ]
 
 
-def rule(sch: Schedule, kernel: Any, machine: GpuMachine, choose: Any) -> Schedule | None:
-    """Schedule a product in fp32 that leaves SMs idle as tiles; declines any other."""
+@dataclass(frozen=True)
+class Split:
+    """A product that leaves SMs idle as tiles, and how it can be split among threads."""
+
+    anchor: Any
+    rows: int
+    columns: int
+    heights: list[int]
+    shares: list[int]
+    tiles_s: float
+
+    def best(self, machine: GpuMachine) -> tuple[int, int]:
+        """Rows of a thread and columns of a block in the least time."""
+        options = ((height, across) for height in self.heights for across in ACROSS)
+        return min(options, key=lambda option: self.cost(option, machine))
+
+    def cost(self, option: tuple[int, int], machine: GpuMachine) -> float:
+        """Time in the units of product.tile_cost."""
+        height, across = option
+        turns = math.ceil(self.rows // height * math.ceil(self.columns / across) / machine.sms)
+        warps = min(turns, 4) * across * shares_for(self.shares, across) / 32
+        return turns * height * across * (0.25 + 1 + 1 / height) * max(1.0, WARPS_THAT_HIDE / warps)
+
+    def is_faster(self, machine: GpuMachine) -> bool:
+        """Whether the estimate says so of the best split beside the best tile."""
+        return self.cost(self.best(machine), machine) < self.tiles_s
+
+
+def find_split(sch: Schedule, kernel: Any, machine: GpuMachine) -> Split | None:
+    """How a product in fp32 can be split; None where it cannot, or where tiles fill all SMs."""
     if kernel.op not in OPS:
         return None
     anchor = find_block(sch, kernel.op)
     batch, rows, columns, depth = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars)
     if batch > 1 or str(sch.get(anchor).reads[0].source.dtype) != "float32":
         return None
-    heights = [r for r in divisors(rows) if r <= MOST_ROWS]
     # Parts of unequal length would be guarded, and TensorIR loses that guard between both reductions.
     shares = [s for s in (4, 8, 16, 32) if depth % s == 0 and depth >= s * LEAST_TERMS]
-    if not shares:
+    tile = best_tile((batch, rows, columns), machine)
+    time, threads = tile_cost(tile, (batch, rows, columns), machine)
+    if not shares or threads >= machine.sms * tile.threads:
         return None
+    return Split(anchor, rows, columns, [r for r in divisors(rows) if r <= MOST_ROWS], shares, time)
 
-    def cost(option: tuple[int, int]) -> float:
-        height, across = option
-        turns = math.ceil(rows // height * math.ceil(columns / across) / machine.sms)
-        warps = min(turns, 4) * across * shares_for(shares, across) / 32
-        return turns * height * across * (0.25 + 1 + 1 / height) * max(1.0, WARPS_THAT_HIDE / warps)
 
-    best = min(((height, across) for height in heights for across in ACROSS), key=cost)
-    sizes = (batch, rows, columns)
-    tile = best_tile(sizes, machine)
-    time, threads = tile_cost(tile, sizes, machine)
-    if threads >= machine.sms * tile.threads or cost(best) >= time:
-        return None
-    height = choose("rows", heights, best[0])
+def schedule_split(sch: Schedule, split: Split, machine: GpuMachine, choose: Any) -> Schedule | None:
+    """Schedule it by the best split, or what search chooses."""
+    best = split.best(machine)
+    height = choose("rows", split.heights, best[0])
     across = choose("across", list(ACROSS), best[1])
-    share = choose("shares", shares, shares_for(shares, across))
-    return schedule_shares(sch, anchor, height, across, share)
+    share = choose("shares", split.shares, shares_for(split.shares, across))
+    return schedule_shares(sch, split.anchor, height, across, share)
 
 
 def shares_for(shares: list[int], across: int) -> int:

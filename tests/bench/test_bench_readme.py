@@ -13,6 +13,7 @@ import pytest
 
 from bench import commands, kernels, memory, readme, readme_tables, recipe
 from bench.__main__ import parser as bench_parser
+from bench.cuda_proof import __main__ as cuda_proof
 from tvmopt.options import run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -75,6 +76,7 @@ def test_an_altered_result_is_found(copy: Path, capsys: pytest.CaptureFixture[st
         (r"<!-- table: kernels \S+", f"<!-- table: kernels {TABLES[0].files[0]}", "no single kernel"),
         (r"<!-- table: recipe \S+", f"<!-- table: recipe {TABLES[0].files[0]}", "no result of the recipe"),
         (r"<!-- table: tuning \S+", f"<!-- table: tuning {TABLES[0].files[0]}", "no manifest"),
+        (r"<!-- table: cuda-proof \S+", f"<!-- table: cuda-proof {TABLES[0].files[0]}", "no result of bench.cuda_"),
         (r"<!-- end table -->", "", "before the end of the one of line"),
         (r"<!-- table: models .*-->", "", "end of no table"),
     ],
@@ -106,7 +108,7 @@ def test_no_table_to_check(text: str | None, message: str, tmp_path: Path, capsy
 def test_every_command_of_a_table_can_be_given() -> None:
     parsers: dict[str, Any] = {
         "bench": bench_parser, "bench.kernels": kernels.parser, "bench.recipe": recipe.parser,
-        "bench.memory": memory.parser,
+        "bench.memory": memory.parser, "bench.cuda_proof": cuda_proof.parser,
     }  # fmt: skip
     shown = set(re.findall(r"`python -m (bench[.\w]*)([^`]*)`", "\n".join(table.body for table in TABLES)))
     assert {module for module, _ in shown} == set(parsers)

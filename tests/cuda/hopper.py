@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import tvm
 
-from tests.cuda.device import NVCC
+from bench.cuda_proof.device import NVCC
 from tvmopt.graph import gpu_pipeline
 from tvmopt.machine import named_gpu
 

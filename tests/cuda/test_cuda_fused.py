@@ -12,7 +12,7 @@ from tvm.s_tir import SBlock
 from tvm.script import relax as R
 from tvm_ffi import structural_walk
 
-from tests.cuda.cases import Arrays, Case, random
+from bench.cuda_proof.cases.base import Arrays, Case, random
 from tests.cuda.support import ARCHITECTURES, compiled, executed, needs_nvcc, scheduled
 from tvmopt.operators.conv2d import Conv2d
 from tvmopt.operators.conv2d_nhwc import conv2d_implicit_gemm

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from tvmopt.schedules.cuda import LADDERS
 
+from bench.cuda_proof.cases.base import Case
+from bench.cuda_proof.cases.product import convolution_cases, convolutions, product_cases, products
 from bench.ladder import Taken
-from tests.cuda.cases import Case, convolution_cases, convolutions, product_cases, products
 from tests.cuda.support import ARCHITECTURES, COMPILED, compiled, executed, needs_nvcc
 
 CASES = {"product": product_cases, "convolution": convolution_cases}

@@ -2,105 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import tvm
-from tvm import relax, te, tirx, topi
-from tvm.relax import transform
+from tvm import te, tirx, topi
 from tvm.s_tir import Schedule
-from tvm.script import relax as R
 from tvmopt.schedules.cuda import LADDERS
 
+from bench.cuda_proof import opencl
+from bench.cuda_proof.cases.base import Arrays, Case, random
+from bench.cuda_proof.cases.rows import case, cases, typical
 from bench.ladder import Taken
-from tests.cuda import opencl
-from tests.cuda.cases import Arrays, Case, random
 from tests.cuda.support import ARCHITECTURES, compiled, executed, has_pocl, needs_nvcc, scheduled
-from tests.kernels.covering import covering
 from tvmopt.graph.gpu_default import schedule_default
 from tvmopt.machine import named_gpu
 from tvmopt.registry import Recorder, apply_rule, rules
 
-Emit = Callable[[relax.BlockBuilder, list[relax.Var]], relax.Expr]
 
-
-def fused(label: str, shapes: list[tuple[int, ...]], depth: int, emit: Emit, expected: Any) -> Case:
-    """What Relax makes of `emit`, as one kernel."""
-    builder = relax.BlockBuilder()
-    params = [relax.Var(f"p{i}", R.Tensor(shape, "float32")) for i, shape in enumerate(shapes)]
-    with builder.function("main", params):
-        with builder.dataflow():
-            value = builder.emit_output(emit(builder, params))
-        builder.emit_func_output(value)
-    passes = [transform.LegalizeOps(), transform.AnnotateTIROpPattern(), transform.FuseOps(), transform.FuseTIR()]
-    module = tvm.transform.Sequential(passes)(builder.get())
-    functions = [f for _, f in module.functions_items() if isinstance(f, tirx.PrimFunc)]
-    assert len(functions) == 1, label
-
-    def wanted(inputs: Arrays) -> np.ndarray:
-        return expected(*(torch.from_numpy(x.astype("float64")) for x in inputs)).numpy()
-
-    return Case(label, depth, functions[0], partial(random, *shapes), wanted)
-
-
-def _halved(data: te.Tensor) -> te.Tensor:
-    return topi.nn.softmax(te.compute(data.shape, lambda *i: data(*i) * te.const(0.5, data.dtype), name="half"))
-
-
-def case(kind: str, lead: tuple[int, ...], length: int) -> Case:
-    """A `kind` of kernel over the last axis of (*lead, length)."""
-    shape = (*lead, length)
-    label = f"{kind} {'x'.join(map(str, shape))}"
-    op, functional = relax.op, torch.nn.functional
-    one: dict[str, tuple[Emit, Any]] = {
-        "softmax": (lambda b, p: op.nn.softmax(p[0]), lambda x: torch.softmax(x, -1)),
-        "log_softmax": (lambda b, p: op.nn.log_softmax(p[0]), lambda x: torch.log_softmax(x, -1)),
-        "mean": (lambda b, p: op.mean(p[0], -1), lambda x: x.mean(-1)),
-        "sum": (lambda b, p: op.sum(p[0], -1, keepdims=True), lambda x: x.sum(-1, keepdim=True)),
-        "max": (lambda b, p: op.max(p[0], -1), lambda x: x.amax(-1)),
-        # What comes before is computed once, and kept as the row.
-        "halved": (lambda b, p: b.emit_te(_halved, p[0]), lambda x: torch.softmax(x / 2, -1)),
-    }  # fmt: skip
-    if kind == "layer_norm":
-        emit: Emit = lambda b, p: op.nn.layer_norm(*p, axes=[-1])  # noqa: E731
-        expected = lambda x, g, b: functional.layer_norm(x, (length,), g, b)  # noqa: E731
-        return fused(label, [shape, (length,), (length,)], length, emit, expected)
-    if kind == "layer_norm_2d":
-        # Over an image and its channels: two axes are one row.
-        whole = (*lead, 3, length)
-        emit = lambda b, p: op.nn.layer_norm(*p, axes=[-2, -1])  # noqa: E731
-        expected = lambda x, g, b: functional.layer_norm(x, (3, length), g, b)  # noqa: E731
-        return fused(label, [whole, (3, length), (3, length)], 3 * length, emit, expected)
-    return fused(label, [shape], length, *one[kind])
-
-
-KINDS = ["softmax", "log_softmax", "layer_norm", "layer_norm_2d", "mean", "sum", "max", "halved"]
-SHAPES: dict[str, list[Any]] = {
-    "kind": KINDS,
-    "lead": [(1,), (3,), (129,), (2, 5), (2, 3, 67)],
-    "length": [2, 3, 17, 31, 32, 33, 197, 768, 1000, 1024, 4097],
-}
-
-
-def cases(strength: int) -> list[Case]:
-    """Kernels in which every `strength` boundary values occur together."""
-    return [case(**row) for row in covering(SHAPES, strength, lambda _: True)]
-
-
-FEW = [
-    case("softmax", (3,), 3), case("softmax", (129,), 17), case("softmax", (2, 3, 67), 197),
-    case("softmax", (1,), 4097), case("log_softmax", (1,), 1000), case("layer_norm", (2, 197), 768),
-    case("layer_norm", (129,), 33),
-    case("layer_norm_2d", (3,), 31), case("mean", (2, 5), 32), case("sum", (129,), 1000), case("max", (3,), 31),
-    case("halved", (2, 5), 1024),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("one", FEW, ids=lambda case: case.label)
+@pytest.mark.parametrize("one", typical(), ids=lambda case: case.label)
 def test_opencl_gives_pytorchs_results(one: Case) -> None:
     assert scheduled(one).rule.name == "rows"
     executed(one)

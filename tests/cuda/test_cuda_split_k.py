@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import random
 
 import pytest
 from tvmopt.schedules.cuda import LADDERS
 
+from bench.cuda_proof.cases.base import Case
+from bench.cuda_proof.cases.product import convolutions, products
+from bench.cuda_proof.cases.split_k import boundary, image, typical
 from bench.ladder import Taken
-from tests.cuda.cases import Case, convolutions, products
 from tests.cuda.support import ARCHITECTURES, compiled, executed, needs_nvcc, scheduled
-from tests.kernels.covering import covering
-from tvmopt.registry import Recorder
+from tvmopt.machine import named_gpu
+from tvmopt.registry import Recorder, rules
+from tvmopt.tuning.template import Space
 
 
-def image(size: int, channels: int, out: int, kernel: int = 1, batch: int = 1, stride: int = 1) -> Case:
-    """A convolution at the end of a network: few pixels, many channels."""
-    geometry = {"stride": stride, "padding": kernel // 2, "dilation": 1, "groups": 1}
-    return convolutions({"batch": batch, "in": channels, "out": out, "size": size, "kernel": kernel} | geometry)
-
-
-CLASSIFIER = products(1, 1000, 2048)
-LAST_LAYER = image(7, 2048, 512)
-FEW = [
-    CLASSIFIER, LAST_LAYER, products(3, 33, 512), products(17, 31, 1000), products(8, 2, 4096), products(32, 10, 64),
-    image(7, 64, 33, kernel=3), image(8, 128, 40, batch=2, stride=2),
-]  # fmt: skip
-SHAPES: dict[str, list[Any]] = {
-    "rows": [1, 2, 3, 7, 8, 9, 17],
-    "columns": [1, 7, 8, 9, 31, 32, 33, 100, 1000],
-    "depth": [64, 68, 120, 128, 1000, 2048, 4100],
-}
-
-
-@pytest.mark.parametrize("one", FEW, ids=lambda case: case.label)
+@pytest.mark.parametrize("one", typical(), ids=lambda case: case.label)
 def test_opencl_gives_pytorchs_results(one: Case) -> None:
     assert scheduled(one).rule.name == "split_k"
     executed(one)
@@ -41,8 +25,8 @@ def test_opencl_gives_pytorchs_results(one: Case) -> None:
 
 @pytest.mark.slow
 def test_opencl_every_pair_of_boundary_values() -> None:
-    for row in covering(SHAPES, 2, lambda _: True):
-        executed(products(**row))
+    for one in boundary():
+        executed(one)
 
 
 @pytest.mark.parametrize("index", range(len(LADDERS["split_k"])), ids=[rung.name for rung in LADDERS["split_k"]])
@@ -65,9 +49,31 @@ def test_cuda_tiles_where_they_fill_the_gpu() -> None:
     assert "split_k" not in {scheduled(one).rule.name for one in tiles}
 
 
+# By the estimate one is split and one is tiles.
+EITHER = [products(3, 33, 512), products(192, 1000, 64)]
+
+
+@pytest.mark.parametrize("one, rule, way", [(EITHER[0], "split_k", "tiles"), (EITHER[1], "product", "shares")])
+def test_opencl_search_may_take_the_other_way(one: Case, rule: str, way: str) -> None:
+    assert scheduled(one).rule.name == scheduled(one, choose=Recorder({"way": way})).rule.name == rule
+    executed(one, choose=Recorder({"way": way}))
+
+
+@pytest.mark.parametrize("one", EITHER, ids=lambda case: case.label)
+def test_cuda_both_ways_are_one_space(one: Case) -> None:
+    space = Space(one.kernel, named_gpu("sm_80"), rules("cuda"))
+    drawn = [space.sample(random.Random(seed)) for seed in range(12)]
+    points = [point for point in drawn if point is not None]
+    assert {point.values["way"] for point in points} == {"tiles", "shares"}
+    for point in points:
+        assert ("across" in point.values) == (point.values["way"] == "shares")
+        again = space.at(point.values)
+        assert again is not None and again.candidate == point.candidate
+
+
 @needs_nvcc
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("one", [CLASSIFIER, LAST_LAYER], ids=["classifier", "convolution"])
+@pytest.mark.parametrize("one", typical()[:2], ids=["classifier", "convolution"])
 def test_cuda_instructions(one: Case, arch: str) -> None:
     """Sums are in registers, and one kernel adds the shares up."""
     code = compiled(one, arch)

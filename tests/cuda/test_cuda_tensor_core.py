@@ -8,11 +8,10 @@ import pytest
 from tvmopt.schedules.cuda import LADDERS
 from tvmopt.schedules.cuda.fragments import element, place
 
+from bench.cuda_proof.cases.product import convolutions, products
+from bench.cuda_proof.cases.tensor_core import DTYPES, boundary
 from bench.ladder import Taken
-from tests.cuda.cases import Case, convolution_cases, convolutions, product_cases, products
 from tests.cuda.support import ARCHITECTURES, COMPILED, compiled, needs_nvcc
-
-DTYPES = ("float16", "bfloat16")
 
 
 def test_cuda_fragment_places() -> None:
@@ -40,15 +39,9 @@ def test_cuda_convolution(arch: str) -> None:
     assert code.has("HMMA.16816.F32") and code.has("LDGSTS.E.BYPASS.128")
 
 
-def cases() -> list[Case]:
-    """Every pair of boundary values, alternately of each dtype."""
-    found = [product_cases(2, dtype) + convolution_cases(2, dtype) for dtype in DTYPES]
-    return [pair[number % 2] for number, pair in enumerate(zip(*found, strict=True))]
-
-
 @needs_nvcc
 def test_cuda_boundary_shapes_compile() -> None:
-    for case in random.Random(0).sample(cases(), 2):
+    for case in random.Random(0).sample(boundary(), 2):
         assert compiled(case, "sm_90").has("HMMA")
 
 
@@ -56,7 +49,7 @@ def test_cuda_boundary_shapes_compile() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_cuda_many_boundary_values_compile(arch: str) -> None:
-    for case in random.Random(arch).sample(cases(), COMPILED):
+    for case in random.Random(arch).sample(boundary(), COMPILED):
         assert compiled(case, arch).has("HMMA")
 
 

@@ -15,9 +15,11 @@ from tvm import te
 from tvmopt.schedules.cuda import LADDERS, wgmma
 from tvmopt.schedules.cuda.wgmma_kernel import accumulator_place, shared_bytes
 
+from bench.cuda_proof.cases.base import Case
+from bench.cuda_proof.cases.product import products
+from bench.cuda_proof.cases.wgmma import image, layer, typical
 from bench.ladder import Taken
 from tests.cuda import hopper
-from tests.cuda.cases import Case, biased, convolutions, products, random
 from tests.cuda.support import compiled, needs_nvcc, scheduled
 from tvmopt.graph import gpu_pipeline
 from tvmopt.machine import named_gpu
@@ -38,32 +40,7 @@ needs_host_compiler = pytest.mark.skipif(
 )
 
 
-def image(size: int, channels: int, out: int, kernel: int = 1, batch: int = 8, **geometry: int) -> Case:
-    """A convolution of fp16; 1x1, without stride and border unless told otherwise."""
-    row = {"batch": batch, "in": channels, "out": out, "size": size, "kernel": kernel}
-    return convolutions(row | {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | geometry, "float16")
-
-
-def layer(lead: tuple[int, ...], columns: int, depth: int, dtype: str = "float16") -> Case:
-    """A linear layer over several leading axes, with bias, ReLU and a residual, its result in fp32."""
-    shapes = [(*lead, depth), (depth, columns), (columns,), (*lead, columns)]
-    x, w, b, r = (te.placeholder(shape, dtype, name) for shape, name in zip(shapes, "XWBR", strict=True))
-    plain = biased(gemm(x, w), b)
-    out = te.compute(plain.shape, lambda *i: plain(*i).astype("float32") + r(*i).astype("float32"), name="sum")
-
-    def expected(inputs: list[np.ndarray]) -> np.ndarray:
-        x, w, b, r = (one.astype("float64") for one in inputs)
-        return np.maximum(x @ w + b, 0) + r
-
-    label = f"{'x'.join(map(str, lead))}x{columns}x{depth} {dtype}, residual"
-    return Case(label, depth, te.create_prim_func([x, w, b, r, out]), lambda: random(*shapes), expected)
-
-
-LARGE = products(2048, 2048, 2048, dtype="float16")
-TAKEN = [
-    LARGE, products(2048, 2048, 2048, dtype="bfloat16"), products(2049, 2056, 72, dtype="float16"),
-    products(2047, 2040, 64, dtype="bfloat16"), layer((16, 129), 2048, 512), image(56, 64, 256), image(57, 256, 64),
-]  # fmt: skip
+LARGE, TAKEN = typical()[0], typical()
 LEFT = {
     "fp32": products(2048, 2048, 2048),
     "columns in rows of no multiple of 16 bytes": products(2048, 2044, 2048, dtype="float16"),

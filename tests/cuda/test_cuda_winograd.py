@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +15,10 @@ from tvm.s_tir import SBlock
 from tvm_ffi import structural_walk
 from tvmopt.schedules.cuda import LADDERS
 
+from bench.cuda_proof.cases.base import Arrays, Case
+from bench.cuda_proof.cases.winograd import boundary, winograd
 from bench.ladder import Taken
-from tests.cuda.cases import Arrays, Case, winograd
 from tests.cuda.support import ARCHITECTURES, COMPILED, compiled, executed, needs_nvcc, scheduled
-from tests.kernels.covering import covering
 from tvmopt.graph.kernels import Kernel
 from tvmopt.graph.pipeline import Lowered, lower_model
 from tvmopt.machine import named_gpu
@@ -28,16 +27,7 @@ from tvmopt.registry import Recorder
 
 # The most registers a thread may have where two blocks of 256 are to have an SM's 65536.
 REGISTERS = 128
-FACTORS: dict[str, list[Any]] = {
-    "batch": [1, 3],
-    "inner": [16, 17, 32, 33],
-    "outer": [16, 17, 31, 33, 64],
-    # One tile; one below, at and one above a whole number of tiles of either size; primes.
-    "size": [3, 4, 5, 7, 8, 9, 13, 28],
-    "padding": [0, 1, 2],
-    "m": [2, 4],
-}
-CASES = [winograd(**row) for row in covering(FACTORS, 2, lambda _: True)]
+CASES = boundary()
 
 
 def test_opencl_gives_pytorchs_results() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from tests.kernels.covering import Row, covering
+from bench.covering import Row, covering
 from tests.kernels.support import avx2, compiled, failures, side_by_side
 from tvmopt.machine import detect
 

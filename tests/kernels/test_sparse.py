@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.kernels.covering import Row, covering
+from bench.covering import Row, covering
 from tests.kernels.support import avx2, compiled, failures, side_by_side
 from tvmopt.graph.pipeline import lower_model
 from tvmopt.machine import detect

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cuda.device import NVCC
+from bench.cuda_proof.device import NVCC
 from tests.tuning.conftest import make_kernel
 from tvmopt.errors import FleetError, UsageError
 from tvmopt.machine import available_cores, detect, named_gpu

@@ -1,53 +1,21 @@
-"""Kernels at boundary shapes, each with its inputs and what PyTorch computes in float64."""
+"""Matrix products and convolutions as implicit products, in any dtype, at boundary shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from tvm import te, tirx
+from tvm import te
 
-from tests.kernels.covering import Row, covering
-from tvmopt.graph.kernels import Kernel, bytes_moved, describe
 from tvmopt.operators.conv2d import Conv2d
 from tvmopt.operators.conv2d_nhwc import conv2d_depthwise_nhwc, conv2d_implicit_gemm
-from tvmopt.operators.conv2d_winograd_nhwc import conv2d_winograd_nhwc, pack_winograd_nhwc_weight
 from tvmopt.operators.gemm import batch_gemm, gemm
 
-Arrays = list[np.ndarray]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A kernel, how many terms its sums have, its inputs by seed, and the result they should have."""
-
-    label: str
-    depth: int
-    func: tirx.PrimFunc
-    inputs: Callable[[], Arrays]
-    expected: Callable[[Arrays], np.ndarray]
-
-    @property
-    def kernel(self) -> Kernel:
-        """As rules see it."""
-        op, flops = describe(self.func)
-        return Kernel(self.label, self.func, op, 1, flops, bytes_moved(self.func))
-
-
-def random(*shapes: tuple[int, ...], dtype: str = "float32") -> Arrays:
-    """Normal random numbers, the same at every call."""
-    generator = np.random.default_rng(0)
-    return [generator.standard_normal(shape).astype(dtype) for shape in shapes]
-
-
-def biased(out: te.Tensor, bias: te.Tensor) -> te.Tensor:
-    """The epilogue of all cases: a bias for each column, and ReLU."""
-    zero = te.const(0, out.dtype)
-    return te.compute(out.shape, lambda *i: te.max(out(*i) + bias[i[-1]], zero), name="epilogue")
+from ...covering import Row, covering
+from .base import Arrays, Case, biased, random
 
 
 def products(rows: int, columns: int, depth: int, batch: int = 0, dtype: str = "float32") -> Case:
@@ -80,10 +48,11 @@ def convolutions(row: Row, dtype: str = "float32", operator: Callable[..., te.Te
     func = te.create_prim_func([data, weight, bias, biased(operator(data, weight, conv), bias)])
     label = " ".join(f"{key}={value}" for key, value in row.items()) + f" {dtype}"
     depth = kernel * kernel * max(1, *channels, 1)
-    return Case(label, depth, func, partial(random, *shapes, dtype=dtype), partial(_convolution, conv=conv))
+    return Case(label, depth, func, partial(random, *shapes, dtype=dtype), partial(convolution_result, conv=conv))
 
 
-def _convolution(inputs: Arrays, conv: Conv2d) -> np.ndarray:
+def convolution_result(inputs: Arrays, conv: Conv2d) -> np.ndarray:
+    """relu(convolution + bias) by PyTorch."""
     data, weight, bias = (torch.from_numpy(x.astype("float64")) for x in inputs)
     weight = weight.reshape(*conv.kernel, conv.in_channels // conv.groups, conv.out_channels).permute(3, 2, 0, 1)
     assert conv.padding[:2] == conv.padding[2:]
@@ -91,26 +60,6 @@ def _convolution(inputs: Arrays, conv: Conv2d) -> np.ndarray:
         data.permute(0, 3, 1, 2), weight, bias, conv.strides, conv.padding[:2], conv.dilation, conv.groups
     )
     return out.relu().permute(0, 2, 3, 1).numpy()
-
-
-def winograd(batch: int, size: int, inner: int, outer: int, m: int, padding: int = 1) -> Case:
-    """A 3x3 convolution of a `size` x `size + 1` image by F(m x m, 3x3), with bias and ReLU."""
-    conv = Conv2d(batch, inner, outer, (size, size + 1), (3, 3), (1, 1), (padding,) * 4, (1, 1), 1, 1)
-    shapes = [(batch, *conv.in_size, inner), ((m + 2) ** 2, inner, outer), (outer,)]
-    data, weight, bias = (te.placeholder(shape, "float32", name) for shape, name in zip(shapes, "XWB", strict=True))
-    func = te.create_prim_func([data, weight, bias, biased(conv2d_winograd_nhwc(data, weight, conv, m=m), bias)])
-    plain = partial(random, shapes[0], (outer, inner, 3, 3), (outer,))
-
-    def inputs() -> Arrays:
-        x, w, b = plain()
-        return [x, pack_winograd_nhwc_weight(w, m), b]
-
-    def expected(_: Arrays) -> np.ndarray:
-        x, w, b = plain()
-        return _convolution([x, np.ascontiguousarray(w.transpose(2, 3, 1, 0)), b], conv)
-
-    label = f"{conv.geometry} F({m}x{m})"
-    return Case(label, 9 * inner, func, inputs, expected)
 
 
 # One below, at and one above a warp's tile and a block's, and primes.
@@ -147,3 +96,14 @@ def product_cases(strength: int, dtype: str = "float32") -> list[Case]:
 def convolution_cases(strength: int, dtype: str = "float32") -> list[Case]:
     """Convolutions in which every `strength` boundary values occur together."""
     return [convolutions(row, dtype) for row in covering(CONVOLUTIONS, strength, valid)]
+
+
+def typical() -> list[Case]:
+    """A large product, and a layer of a residual network."""
+    layer = {"batch": 1, "out": 64, "size": 56, "kernel": 3, "stride": 1, "padding": 1, "dilation": 1, "groups": 1}
+    return [products(2048, 2048, 2048), convolutions(layer | {"in": 64})]
+
+
+def boundary() -> list[Case]:
+    """Every pair of boundary values of both."""
+    return product_cases(2) + convolution_cases(2)

@@ -25,6 +25,14 @@ def _disassembler() -> str | None:
 NVDISASM = _disassembler()
 
 
+def nvcc_version() -> str:
+    """As in "13.0"."""
+    assert NVCC is not None
+    said = subprocess.run([NVCC, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release ([\d.]+)", said)
+    return found[1] if found else "unknown"
+
+
 @dataclass(frozen=True)
 class MachineCode:
     """Of all kernels of a source: the most registers, bytes spilled, bytes of static shared memory; instructions."""

@@ -33,6 +33,19 @@ def queue() -> Any | None:
     return None
 
 
+def device() -> Any:
+    """The queue of a machine that is known to have one."""
+    found = queue()
+    assert found is not None, "no PoCL or no pyopencl"
+    return found
+
+
+def version() -> str:
+    """PoCL's, as in "3.1"."""
+    found = re.search(r"(?:PoCL|pocl) ([\d.]+)", str(device().context.devices[0].platform.version))
+    return found[1] if found else "unknown"
+
+
 class Guarded:
     """A buffer on the device in the middle of a larger one, whose ends hold a pattern."""
 
@@ -45,7 +58,7 @@ class Guarded:
         whole = np.full(array.size + 2 * GUARD, self._pattern, array.dtype)
         whole[GUARD : GUARD + array.size] = array.ravel()
         flags = cl.mem_flags
-        self._whole = cl.Buffer(queue().context, flags.READ_WRITE | flags.COPY_HOST_PTR, hostbuf=whole)
+        self._whole = cl.Buffer(device().context, flags.READ_WRITE | flags.COPY_HOST_PTR, hostbuf=whole)
         self.inner = self._whole.get_sub_region(GUARD * array.itemsize, max(array.nbytes, 1))
 
     def read(self) -> np.ndarray:
@@ -53,7 +66,7 @@ class Guarded:
         import pyopencl as cl
 
         whole = np.empty(self.size + 2 * GUARD, self.dtype)
-        cl.enqueue_copy(queue(), whole, self._whole)
+        cl.enqueue_copy(device(), whole, self._whole)
         for zone in (whole[:GUARD], whole[GUARD + self.size :]):
             assert np.array_equal(zone, np.full(GUARD, self._pattern, self.dtype), equal_nan=zone.dtype.kind == "f"), (
                 "written outside of a buffer"
@@ -75,15 +88,15 @@ def run(schedule: Schedule, inputs: list[np.ndarray]) -> list[np.ndarray]:
         arrays.setdefault(name, np.full(shape, np.nan if dtype.startswith("float") else 0x5A, dtype))
     buffers = {name: Guarded(np.ascontiguousarray(array)) for name, array in arrays.items()}
     source = tvm.compile(schedule.mod, target=tvm.target.Target("opencl")).mod.imports[0].inspect_source()
-    program = cl.Program(queue().context, source).build()
+    program = cl.Program(device().context, source).build()
     signatures = re.findall(r"__kernel void (\w+)\(([^)]*)\)\s*\{", source)
     launches = _launches(func)
     assert len(signatures) == len(launches), f"{len(signatures)} kernels, {len(launches)} launches"
     for (kernel, parameters), (blocks, threads) in zip(signatures, launches, strict=True):
         names = [re.sub(r"_ptr$", "", p.split()[-1].lstrip("*")) for p in parameters.split(",")]
         size = tuple(b * t for b, t in zip(blocks, threads, strict=True))
-        getattr(program, kernel)(queue(), size, threads, *(buffers[name].inner for name in names))
-    queue().finish()
+        getattr(program, kernel)(device(), size, threads, *(buffers[name].inner for name in names))
+    device().finish()
     return [buffers[f"{p.name}"].read() for p in func.params]
 
 

@@ -1,0 +1,61 @@
+"""Block-sparse products, and 1x1 convolutions over pixels, at boundary shapes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tvm import te
+
+from tvmopt.operators.dense_sparse import dense_sparse, pack_sparse_dense_weight
+
+from ...covering import covering
+from .base import Arrays, Case, biased
+
+SHAPES: dict[str, list[Any]] = {
+    # One below, at and one above a warp and a block; pixels of an image; a single sample.
+    "lead": [(1,), (2,), (31,), (32,), (33,), (129,), (2, 7, 9), (1, 24, 24)],
+    "depth": [1, 3, 32, 33, 67],
+    "columns": [1, 15, 16, 17, 48, 100],
+    "kept": ["some", "quads", "all", "none"],
+}
+
+
+def case(lead: tuple[int, ...], depth: int, columns: int, kept: str) -> Case:
+    """(*lead, depth) times a matrix of which `kept` blocks of 16 columns are not zero, with bias and ReLU."""
+    generator = np.random.default_rng(0)
+    panels = -(-columns // 16)
+    rows = -(-depth // 4) if kept == "quads" else depth
+    share = {"all": 1.0, "none": 0.0}.get(kept, 0.3)
+    blocks = generator.random((rows, panels)) < share
+    mask = blocks.repeat(16, axis=1)[:, :columns].repeat(4 if kept == "quads" else 1, axis=0)[:depth]
+    weight = (generator.standard_normal((depth, columns)) * mask).astype(np.float32)
+    pattern = pack_sparse_dense_weight(weight, 16)
+    data, bias = te.placeholder((*lead, depth), name="X"), te.placeholder((columns,), name="B")
+    values = te.placeholder(pattern.values.shape, name="V")
+    offsets = te.placeholder(pattern.offsets.shape, "int32", name="O")
+    out = biased(dense_sparse(data, values, offsets, columns=columns), bias)
+    func = te.create_prim_func([data, values, offsets, bias, out], index_dtype_override="int64")
+
+    def inputs() -> Arrays:
+        random = np.random.default_rng(1)
+        x, b = (random.standard_normal(shape).astype(np.float32) for shape in ((*lead, depth), (columns,)))
+        return [x, pattern.values, pattern.offsets, b]
+
+    label = f"{'x'.join(map(str, lead))} {depth} {columns} {kept}"
+    return Case(label, depth, func, inputs, partial(_product, weight=weight))
+
+
+def _product(inputs: Arrays, weight: np.ndarray) -> np.ndarray:
+    return np.maximum(inputs[0].astype("float64") @ weight.astype("float64") + inputs[3], 0)
+
+
+def typical() -> list[Case]:
+    """A pruned layer of a residual network."""
+    return [case((8, 56, 56), 64, 256, "some")]
+
+
+def boundary() -> list[Case]:
+    """Every pair of boundary values."""
+    return [case(**row) for row in covering(SHAPES, 2, lambda _: True)]

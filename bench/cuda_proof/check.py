@@ -1,0 +1,111 @@
+"""A case through a rule: compiled to machine code and looked at, or executed through PoCL and compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import tirx
+from tvm.ir.instrument import pass_instrument
+from tvm_ffi import structural_walk
+
+from tvmopt.graph import gpu_pipeline
+from tvmopt.machine import GpuMachine
+from tvmopt.registry import Scheduled, apply_rule, rules, write_kernels
+
+from . import opencl
+from .cases.base import Case
+from .device import MachineCode
+
+ASYNC_COPIES = {"tirx.use_async_copy": True}
+# ptxas keeps an address of a scattered 4-byte copy on the stack now and then, which costs nothing beside the copy.
+SPILLED = 32
+# What a block has without asking for more.
+SHARED = 48 << 10
+
+# Relative to the value, which is at most the largest value that errors are divided by.
+HALF_AN_ULP = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+Choose = Callable[..., Any]
+Run = Callable[[Any, list[np.ndarray]], np.ndarray]
+
+
+def scheduled(case: Case, machine: GpuMachine, choose: Choose | None = None) -> Scheduled | None:
+    """The case by the first rule that takes it; None where all decline."""
+    return apply_rule(case.kernel, machine, rules("cuda"), choose)
+
+
+@dataclass(frozen=True)
+class Source:
+    """CUDA source of a scheduled kernel, what nvcc is to compile it for, and the bytes of shared memory that its launch
+    asks for, of which ptxas knows nothing."""
+
+    text: str
+    arch: str
+    dynamic: int
+
+
+def source(made: Scheduled, machine: GpuMachine) -> Source:
+    """What TVM makes of a scheduled kernel."""
+    sizes = [0]
+
+    @pass_instrument
+    class Split:
+        def run_after_pass(self, module: tvm.IRModule, info: Any) -> None:
+            if info.name.endswith("SplitHostDevice"):
+                sizes.extend(map(_dynamic, module.functions.values()))
+
+    target = machine.target()
+    with target, tvm.transform.PassContext(config=ASYNC_COPIES, instruments=[Split()]):
+        module = write_kernels(made.schedule.mod)
+        built = tvm.compile(module, target=target, tir_pipeline=gpu_pipeline.register())
+    text = str(built.mod.imports[0].inspect_source())
+    # What only Hopper has needs the architecture's own name, as tvmopt.nvcc gives it.
+    return Source(text, f"{machine.arch}a" if "wgmma" in text else machine.arch, max(sizes))
+
+
+def _dynamic(func: tirx.PrimFunc) -> int:
+    nodes: list[Any] = []
+    structural_walk(func.body, (tirx.AllocBuffer, nodes.append))
+    buffers = [node.buffer for node in nodes if node.buffer.scope() == "shared.dyn"]
+    return sum(math.prod(map(int, b.shape)) * tvm.DataType(str(b.dtype)).itemsize for b in buffers)
+
+
+def wrong(code: MachineCode) -> list[str]:
+    """What may not be in any kernel's machine code, and is in this one's."""
+    found = []
+    if code.spilled > SPILLED:
+        found.append(f"{code.spilled} bytes spilled")
+    if code.shared > SHARED:
+        found.append(f"{code.shared} bytes of shared memory")
+    flushing = [name for name in code.instructions if ".FTZ" in name]
+    # An exact division or reciprocal, of which fast-math has none, looks for what is no number by comparisons and
+    # additions of that kind; it begins with FCHK, or rounds upwards on its way.
+    exact = code.has("FCHK") or code.has("FFMA.RP")
+    if (flushing and not exact) or any(name.startswith(("FFMA", "FMUL")) for name in flushing):
+        found.append(f"fast-math: {', '.join(flushing)}")
+    return found
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The largest error against PyTorch in float64, relative to the largest value, and how large it may be."""
+
+    error: float
+    allowed: float
+
+
+def execute(case: Case, made: Scheduled, run: Run | None = None) -> Execution:
+    """Runs a scheduled kernel, by default on the CPU; raises AssertionError where it wrote outside of its buffers."""
+    inputs = case.inputs()
+    wanted = case.expected(inputs)
+    got = run(made.schedule, inputs) if run is not None else opencl.run(made.schedule, inputs)[-1]
+    scale = max(1.0, float(np.abs(wanted).max()))
+    error = float(np.abs(got.astype("float64") - wanted.reshape(got.shape)).max()) / scale
+    # Sums are in float32 everywhere; a result in half precision is rounded once more.
+    rounding = HALF_AN_ULP.get(str(got.dtype), 0.0)
+    return Execution(error, 2e-6 * float(np.sqrt(case.depth)) + rounding)

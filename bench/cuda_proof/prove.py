@@ -1,0 +1,158 @@
+"""Takes cases through their rules, step by step: one row of a result for every case and step.
+
+nvcc runs in processes beside this one, as many as there are cores, while kernels are scheduled and executed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from tvmopt.errors import TargetError, one_line
+from tvmopt.machine import GpuMachine, available_cores, detect_gpu, named_gpu
+from tvmopt.registry import Scheduled
+
+from . import check, opencl
+from .cases.base import Case
+from .device import NVCC, NVDISASM, MachineCode, assemble
+
+STEPS = ("compile", "execute", "gpu")
+# What the CPU multiplies and adds in some seconds, a GPU's thread after the other.
+MOST_FLOPS = 1e9
+# Scheduled as for this GPU where it is executed on the CPU.
+EXECUTED_AS = "sm_80"
+TENSOR_CORES = ("HMMA", "HGMMA")
+
+Row = dict[str, Any]
+
+
+def require(steps: Sequence[str]) -> None:
+    """Raises TargetError, with how to mend it, where something that a step needs is missing."""
+    others = "or leave {0} out of --steps"
+    if "compile" in steps and NVCC is None:
+        raise TargetError(f"nvcc is missing: install CUDA's toolkit, {others.format('compile')}")
+    if "compile" in steps and NVDISASM is None:
+        raise TargetError(f"nvdisasm is missing: pip install nvidia-cuda-nvdisasm, {others.format('compile')}")
+    if "execute" in steps and opencl.queue() is None:
+        raise TargetError(
+            "PoCL is missing: pip install pyopencl, and Debian's pocl-opencl-icd with "
+            f"OCL_ICD_VENDORS=/etc/OpenCL/vendors, {others.format('execute')}"
+        )
+    if "gpu" in steps:
+        from tvmopt.runtime.gpu import runtime_missing
+
+        if missing := runtime_missing():
+            raise TargetError(f"{missing}: {others.format('gpu').removeprefix('or ')}")
+
+
+def row(what: str, made: Scheduled | None, case: Case, arch: str) -> Row:
+    """A row of which only the case is known."""
+    rule, version = (made.rule.name, made.rule.version) if made is not None else ("none", 0)
+    return {"what": what, "rule": rule, "version": version, "shape": case.label, "arch": arch, "problem": None}
+
+
+def on_tensor_cores(case: Case) -> bool:
+    """Whether only a GPU can run what the rules make of it."""
+    return str(case.func.params[0].dtype) in ("float16", "bfloat16")
+
+
+def executes(case: Case) -> bool:
+    """Whether the CPU runs it, and in seconds."""
+    return not on_tensor_cores(case) and case.kernel.flops <= MOST_FLOPS
+
+
+def expected(cases: Sequence[Case], steps: Sequence[str], archs: Sequence[str]) -> dict[str, int]:
+    """How many rows of each kind there will be."""
+    compiled = len(cases) * len(archs) if "compile" in steps else 0
+    executed = sum(map(executes, cases)) if "execute" in steps else 0
+    executed += len(cases) if "gpu" in steps else 0
+    return {what: count for what, count in (("compiled", compiled), ("executed", executed)) if count}
+
+
+def prove(cases: Iterable[Case], steps: Sequence[str], archs: Sequence[str], done: Callable[[Row], None]) -> None:
+    """Calls `done` with every row as it is there, in this thread. What an interrupt cuts short has no row."""
+    pool = ThreadPoolExecutor(available_cores())
+    waiting: list[tuple[Row, Future[MachineCode]]] = []
+    try:
+        for case in cases:
+            if "compile" in steps:
+                waiting += [_begin(case, arch, pool, done) for arch in archs]
+            if "execute" in steps and executes(case):
+                done(_judged(case, named_gpu(EXECUTED_AS), "opencl"))
+            if "gpu" in steps:
+                done(_on_gpu(case))
+            # Not too far ahead of nvcc: every waiting kernel is some hundred kilobytes of source.
+            waiting = _finish(waiting, len(waiting) - 4 * available_cores(), done)
+        _finish(waiting, len(waiting), done)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(
+    case: Case, arch: str, pool: ThreadPoolExecutor, done: Callable[[Row], None]
+) -> tuple[Row, Future[MachineCode]]:
+    machine = named_gpu(arch)
+    made = check.scheduled(case, machine)
+    found = row("compiled", made, case, arch)
+    if made is None:
+        failed: Future[MachineCode] = Future()
+        failed.set_exception(AssertionError("every rule declines"))
+        return found, failed
+    source = check.source(made, machine)
+    return {**found, "dynamic_shared": source.dynamic}, pool.submit(assemble, source.text, source.arch)
+
+
+def _finish(
+    waiting: list[tuple[Row, Future[MachineCode]]], least: int, done: Callable[[Row], None]
+) -> list[tuple[Row, Future[MachineCode]]]:
+    """Reports those that are done, and waits for the first `least`; gives the others."""
+    left = []
+    for number, (found, future) in enumerate(waiting):
+        if number >= least and not future.done():
+            left.append((found, future))
+            continue
+        try:
+            done({**found, **_figures(future.result(), found["dynamic_shared"])})
+        except AssertionError as error:
+            done({**found, "problem": one_line(error)})
+    return left
+
+
+def _figures(code: MachineCode, dynamic: int) -> Row:
+    counts = code.instructions
+    return {
+        "registers": code.registers,
+        "spilled": code.spilled,
+        "shared": code.shared + dynamic,
+        "tensor_core": sum(n for name, n in counts.items() if name.startswith(TENSOR_CORES)),
+        "async_copies": sum(n for name, n in counts.items() if name.startswith(("LDGSTS", "UBLKCP", "UTMALDG"))),
+        "instructions": sum(counts.values()),
+        "problem": "; ".join(check.wrong(code)) or None,
+    }
+
+
+def _judged(case: Case, machine: GpuMachine, where: str, run: check.Run | None = None) -> Row:
+    made = check.scheduled(case, machine)
+    found = row("executed", made, case, where)
+    if made is None:
+        return {**found, "problem": "every rule declines"}
+    try:
+        result = check.execute(case, made, run)
+    except AssertionError as error:
+        return {**found, "problem": one_line(error)}
+    # A comparison that is false for what is no number, too.
+    right = result.error <= result.allowed
+    problem = None if right else f"error {result.error:.1e}, allowed {result.allowed:.1e}"
+    return {**found, "error": result.error, "allowed": result.allowed, "problem": problem}
+
+
+def _on_gpu(case: Case) -> Row:
+    from tvmopt.runtime.gpu import use_own_compiler
+
+    from . import gpu
+
+    machine = detect_gpu()
+    assert machine is not None, "require() has seen one"
+    use_own_compiler()
+    return _judged(case, machine, machine.arch, lambda schedule, inputs: gpu.run(schedule, inputs, machine.target()))

@@ -1,0 +1,158 @@
+"""`python -m bench.kernels --target cuda`: single kernels on the GPU that is here, against cuBLAS and cuDNN.
+
+They are timed as one-layer networks by the bench's own turns, on the GPU's clock, verified before and after. TF32 is
+off for everybody. The roof is measured on the GPU in the same run: what cuBLAS reaches with a product of two 8192 x
+8192 matrices of the same dtype, and what a copy of more than L2 holds moves, reading and writing counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmopt.errors import TargetError, UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from .cases import Case
+
+PEERS = ("torch", "torch-channels-last")
+_SIDE = 8192
+_COPIED = 1 << 30
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Roof:
+    """What the GPU was seen to reach: operations and bytes a second."""
+
+    flops: float
+    bytes: float
+
+    def bound(self, flops: int, size: int) -> tuple[str, float]:
+        """What binds a kernel, and the seconds that takes at least."""
+        arithmetic, memory = flops / self.flops, size / self.bytes
+        return ("arithmetic", arithmetic) if arithmetic >= memory else ("memory", memory)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises UsageError for what is measured on CPUs only, TargetError where there is no GPU."""
+    for option in ("ladder", "show", "tune", "sparsity"):
+        if getattr(args, option):
+            raise UsageError(f"--{option} is for CPUs: leave it or --target cuda out")
+    from tvmopt.machine import detect_gpu
+
+    if detect_gpu() is None:
+        raise TargetError(
+            "--target cuda: no CUDA GPU here to time kernels on; python -m bench.cuda_proof compiles and executes "
+            "their schedules without one"
+        )
+
+
+def measured_roof(dtype: str) -> Roof:
+    """Of the GPU that is here, by torch."""
+    import torch
+
+    from tvmopt.runtime.timer import event_stopwatch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    matrix = torch.randn(_SIDE, _SIDE, device="cuda", dtype=getattr(torch, dtype))
+    product = torch.empty_like(matrix)
+    seconds = _best(event_stopwatch(lambda: torch.mm(matrix, matrix, out=product)), 5)
+    source = torch.empty(_COPIED, dtype=torch.uint8, device="cuda")
+    copy = torch.empty_like(source)
+    return Roof(2 * _SIDE**3 / seconds, 2 * _COPIED / _best(event_stopwatch(lambda: copy.copy_(source)), 10))
+
+
+def _best(watch: Callable[[int], float], calls: int) -> float:
+    watch(2)
+    return min(watch(calls) / calls for _ in range(5))
+
+
+def spec(op: str, shape: str) -> str:
+    """The model spec of a kernel, for the bench."""
+    from . import kernel_cases
+
+    return f"{kernel_cases.__file__}:{op}-{shape}"
+
+
+def bytes_of(op: str, shape: str, dtype: str) -> int:
+    """What the kernel reads and writes once: inputs, weights, output."""
+    import torch
+
+    from .kernel_cases import layer
+
+    model = layer(op, shape)
+    with torch.no_grad():
+        tensors = [*model.example_inputs, *model.module.parameters(), model.module(*model.example_inputs)]
+    return sum(tensor.numel() for tensor in tensors) * getattr(torch, dtype).itemsize
+
+
+def completed(row: Row, op: str, shape: str, roof: Roof, size: int) -> Row:
+    """A result of the bench with what a kernel's has beside it; one that failed has none of that."""
+    row = {**row, "model": f"{op}:{shape}", "op": op, "shape": shape}
+    if row["latency_ms"] is None:
+        return row
+    seconds = row["latency_ms"]["median"] * 1e-3
+    bound, least = roof.bound(row["flops"], size)
+    return {
+        **row, "gflops": row["flops"] / seconds * 1e-9, "bytes_per_s": size / seconds, "bound": bound,
+        "peak_fraction": least / seconds, "peak_gflops": roof.flops * 1e-9, "bandwidth_bytes_per_s": roof.bytes,
+    }  # fmt: skip
+
+
+def main(args: argparse.Namespace, wanted: Sequence[tuple[str, str]], argv: Sequence[str]) -> int:
+    """Measures `wanted` in each of the dtypes, prints a line a contender, and writes; 1 where one of ours failed."""
+    from tvmopt.options import BuildOptions
+
+    from . import commands, environment, kernel_table, results
+    from .cases import contenders
+    from .measure import Data, measure
+    from .process import WorkerError
+    from .turns import Settings
+
+    machine = BuildOptions(target="cuda").machine()
+    peers = [name for name in PEERS if "torch" in args.variants]
+    ours = [name for name in args.variants if name != "torch"]
+    described = environment.describe(machine, machine.cores)
+    described["command"] = commands.recorded("bench.kernels", argv)
+    print(machine.describe(), file=sys.stderr)
+    settings = Settings(samples=args.rounds, time_limit_s=args.limit)
+    rows: list[Row] = []
+    failed = False
+    for dtype in args.dtype:
+        roof = measured_roof(dtype)
+        speeds = f"cuBLAS reaches {roof.flops * 1e-12:.1f} TFLOP/s, a copy {roof.bytes * 1e-9:.0f} GB/s"
+        print(f"{dtype}: {speeds}; TF32 off")
+        options = BuildOptions(
+            target="cuda", dtype=dtype, threads=machine.cores, strategies=args.strategy or {}, log_dir=args.log_dir,
+            schedules_dir=Path(args.schedules) if args.schedules else None,
+        )  # fmt: skip
+        for op, shape in wanted:
+            names = peers if op == "conv2d" else peers[:1]
+            cases: list[Case] = contenders([spec(op, shape)], ours, names, options)[spec(op, shape)]
+            try:
+                found = measure(cases, settings, Data(None, False), _quiet)
+            except WorkerError as error:
+                print(f"{op} {shape}: {error}", flush=True)
+                failed = True
+                continue
+            size = bytes_of(op, shape, dtype)
+            mine = [completed(row, op, shape, roof, size) for row in found]
+            rows += mine
+            for row in mine:
+                failed |= row["error"] is not None and not row["variant"].startswith("peer:")
+                said = kernel_table.line(row) if row["latency_ms"] else f"{op} {shape} {row['variant']}: {row['error']}"
+                print(f"{dtype} {said}", flush=True)
+            if args.json is not None:
+                # After each: what is interrupted keeps what it has.
+                results.write(results.document(described, rows), args.json)
+    return 1 if failed else 0
+
+
+def _quiet(name: str, text: str) -> None:
+    """Nobody is told what a contender is at: lines come when a kernel is done."""

@@ -1,0 +1,159 @@
+"""`bench.cuda_proof`: what it does with what it is given, what is missing, and what goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from tvm.s_tir import Schedule
+
+from bench import results
+from bench.cuda_proof import __main__ as command
+from bench.cuda_proof import check, device, gpu, opencl, prove, table
+from bench.cuda_proof.cases import columns, every
+from bench.cuda_proof.cases.base import Case
+from bench.cuda_proof.cases.elementwise import chain
+from bench.cuda_proof.cases.product import products
+from tests.cuda.support import needs_nvcc
+from tvmopt.errors import TargetError, UsageError
+from tvmopt.machine import named_gpu
+from tvmopt.machine_gpu import ARCHITECTURES
+from tvmopt.registry import rules
+
+needs_pocl = pytest.mark.skipif(opencl.queue() is None, reason="no PoCL or no pyopencl")
+
+
+def test_names_of_the_command_line_are_those_of_the_code() -> None:
+    assert command.STEPS == prove.STEPS
+    assert set(command.ARCHITECTURES) == set(ARCHITECTURES)
+    assert tuple(every.CASES) == command.RULES == tuple(rule.name for rule in rules("cuda"))
+
+
+@pytest.mark.parametrize("rule", every.CASES)
+def test_a_limit_keeps_shapes_of_networks(rule: str) -> None:
+    labels = [case.label for case in every.chosen(rule, 4)]
+    everything = [case.label for case in every.chosen(rule, None)]
+    assert 3 <= len(labels) <= 4 and labels[0] == everything[0] and set(labels) <= set(everything)
+
+
+@needs_nvcc
+@needs_pocl
+def test_cuda_opencl_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "proof.json"
+    assert command.main(["--rule", "elementwise", "--limit", "2", "--json", str(file), "--markdown"]) == 0
+    printed = capsys.readouterr()
+    assert "| rule | compiled, sm_80 | compiled, sm_90 |" in printed.out
+    environment = results.read(file)["environment"]
+    rows = environment["cuda_proof"]
+    assert len(rows) == 6 and all(row["problem"] is None and row["rule"] == "elementwise" for row in rows)
+    compiled = [row for row in rows if row["what"] == "compiled"]
+    assert {row["arch"] for row in compiled} == {"sm_80", "sm_90"}
+    assert all(0 < row["registers"] <= 255 and row["tensor_core"] == 0 < row["instructions"] for row in compiled)
+    assert all(row["error"] <= row["allowed"] for row in rows if row["what"] == "executed")
+    assert environment["command"] == "python -m bench.cuda_proof --rule elementwise --limit 2 --markdown"
+    assert {"nvcc", "pocl"} <= set(environment["versions"])
+
+
+@needs_nvcc
+def test_cuda_tensor_cores_are_counted() -> None:
+    rows: list[dict[str, Any]] = []
+    prove.prove([products(64, 64, 64, dtype="float16")], ("compile", "execute"), ("sm_90",), rows.append)
+    (row,) = rows
+    assert row["rule"] == "tensor_core" and row["tensor_core"] > 0 and row["async_copies"] > 0
+
+
+@needs_pocl
+def test_opencl_a_wrong_result_is_a_problem_and_the_others_go_on() -> None:
+    right = chain(64)
+    wrong = dataclasses.replace(right, label="wrong", expected=lambda inputs: right.expected(inputs) + 1)
+    lost = dataclasses.replace(right, label="lost", expected=lambda inputs: right.expected(inputs) * np.nan)
+    rows: list[dict[str, Any]] = []
+    prove.prove([wrong, lost, right], ("execute",), (), rows.append)
+    assert ["error" in (row["problem"] or "") for row in rows] == [True, True, False]
+    assert table.lines(rows)[-1][-1] == "2"
+
+
+def test_cuda_a_kernel_that_no_rule_takes_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "rules", lambda kind: [])
+    rows: list[dict[str, Any]] = []
+    prove.prove([chain(64)], ("compile", "execute"), ("sm_80",), rows.append)
+    assert [row["problem"] for row in rows] == ["every rule declines"] * 2
+    assert {row["rule"] for row in rows} == {"none"}
+
+
+@pytest.mark.parametrize("step", ["compile", "execute", "gpu"])
+def test_cuda_what_is_missing_is_one_line(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prove, "NVCC", None)
+    monkeypatch.setattr(opencl, "queue", lambda: None)
+    monkeypatch.setattr("tvmopt.runtime.gpu.detect_gpu", lambda: None)
+    with pytest.raises(TargetError, match=rf"leave {step} out of --steps") as caught:
+        command.main(["--steps", step])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "option, value", [("--rule", "gemm"), ("--arch", "sm_70"), ("--steps", "run"), ("--steps", "none")]
+)
+def test_what_is_unknown_is_named(option: str, value: str) -> None:
+    with pytest.raises(UsageError, match=f"{option} {value}: choose from"):
+        command.main([option, value])
+
+
+def test_cuda_ctrl_c_leaves_what_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(cases: list[Case], steps: Any, archs: Any, done: Any) -> None:
+        done({**prove.row("executed", None, cases[0], "opencl"), "error": 1e-7, "allowed": 1e-6})
+        raise KeyboardInterrupt
+
+    for name, value in (("prove", interrupted), ("require", lambda steps: None)):
+        monkeypatch.setattr(prove, name, value)
+    monkeypatch.setattr(command, "_environment", lambda steps, argv: {"command": ""})
+    file = tmp_path / "proof.json"
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["--rule", "pool", "--json", str(file)])
+    assert len(json.loads(file.read_text())["environment"]["cuda_proof"]) == 1
+    assert "10%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_guard_zones_of_a_gpu(dtype: str) -> None:
+    """As on a GPU, but that the device is this CPU and the kernel is not scheduled."""
+    case = products(3, 5, 7, dtype=dtype)
+    schedule = Schedule(tvm.IRModule({"main": case.func.with_attr("global_symbol", "main")}))
+    made = check.scheduled(case, named_gpu("sm_80"))
+    assert made is not None
+    made = dataclasses.replace(made, schedule=schedule)
+    target = tvm.target.Target("llvm")
+    found = check.execute(case, made, lambda schedule, inputs: gpu.run(schedule, inputs, target, "cpu"))
+    assert found.error <= found.allowed
+    buffer = gpu.Guarded(np.zeros(3, "float32"), "cpu")
+    buffer._whole[-1] = 0
+    with pytest.raises(AssertionError, match="outside"):
+        buffer.read()
+
+
+@pytest.mark.parametrize("shared, spilled", [(48 << 10, 0), ((48 << 10) + 1, 0), (0, 33)])
+def test_what_may_not_be_in_machine_code(shared: int, spilled: int) -> None:
+    code = device.MachineCode(32, spilled, shared, device.Counter(["FFMA"]))
+    assert len(check.wrong(code)) == (shared > 48 << 10) + (spilled > 32)
+
+
+@pytest.mark.parametrize("names, right", [
+    (["FFMA"], True), (["FFMA.FTZ"], False), (["FADD.FTZ"], False), (["FADD.FTZ", "FCHK"], True),
+    (["FADD.FTZ", "FFMA.RP"], True), (["FMUL.FTZ", "FFMA.RP"], False),
+])  # fmt: skip
+def test_fast_math_is_told_from_exact_division(names: list[str], right: bool) -> None:
+    assert (not check.wrong(device.MachineCode(32, 0, 0, device.Counter(names)))) == right
+
+
+@needs_nvcc
+def test_cuda_an_exact_reciprocal_is_no_fast_math() -> None:
+    rows: list[dict[str, Any]] = []
+    prove.prove([columns.case("gate", 1, 8, 8, 64)], ("compile",), ("sm_80", "sm_90"), rows.append)
+    assert [row["problem"] for row in rows] == [None, None]
