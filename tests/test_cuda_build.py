@@ -169,6 +169,21 @@ def test_cuda_which_gpu_runs_what(monkeypatch, here, built, ptx, ok):
             artifact._check_gpu(Path("m.so"), gpu)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_cuda_tiles_are_copied_ahead(dtype):
+    """In what a user gets, and in what tuning measures: not only where the tests compile a rule by themselves."""
+    from tvmopt.registry import apply_rule, rules
+    from tvmopt.tuning.worker import compile_kernel
+
+    machine = named_gpu("sm_80")
+    model = dataclasses.replace(from_module(torch.nn.Linear(512, 512), (torch.randn(2048, 512),)), dtype=dtype)
+    compiled = build_variant(model, "manual", machine)
+    assert "cp.async" in compiled.source
+    (product,) = [kernel for kernel in lower_model(model, machine).kernels if kernel.flops]
+    made = apply_rule(product, machine, rules("cuda"))
+    assert "cp.async" in compile_kernel(machine.target(), made.schedule.mod).mod.imports[0].inspect_source()
+
+
 @needs_nvcc
 def test_cuda_fast_math_only_when_asked():
     source = 'extern "C" __global__ void k(float* x) { x[threadIdx.x] = __expf(x[0]) / x[1] + 1.0f; }'

@@ -94,7 +94,7 @@ class GpuMachine:
     @property
     def async_copy(self) -> bool:
         """Whether it copies from global to shared memory without registers (`cp.async`)."""
-        return self.capability >= 80
+        return has_async_copy(self.arch)
 
     @property
     def capability(self) -> int:
@@ -149,6 +149,11 @@ def capability(arch: str) -> int:
     if found is None:
         raise TargetError(f"--arch {arch}: unknown; choose one of {', '.join(ARCHITECTURES)}")
     return int(found[1])
+
+
+def has_async_copy(arch: str) -> bool:
+    """Whether a GPU of `arch` has `cp.async`: Ampere and later."""
+    return capability(arch) >= 80
 
 
 def named_gpu(arch: str, cores: int = 1) -> GpuMachine:

@@ -21,7 +21,6 @@ from . import opencl
 from .cases.base import Case
 from .device import MachineCode
 
-ASYNC_COPIES = {"tirx.use_async_copy": True}
 # ptxas keeps an address of a scattered 4-byte copy on the stack now and then, which costs nothing beside the copy.
 SPILLED = 32
 # What a block has without asking for more.
@@ -59,10 +58,8 @@ def source(made: Scheduled, machine: GpuMachine) -> Source:
             if info.name.endswith("SplitHostDevice"):
                 sizes.extend(map(_dynamic, module.functions.values()))
 
-    target = machine.target()
-    with target, tvm.transform.PassContext(config=ASYNC_COPIES, instruments=[Split()]):
-        module = write_kernels(made.schedule.mod)
-        built = tvm.compile(module, target=target, tir_pipeline=gpu_pipeline.register())
+    with tvm.transform.PassContext(instruments=[Split()]):
+        built = gpu_pipeline.compile_module(write_kernels(made.schedule.mod), machine.target())
     text = str(built.mod.imports[0].inspect_source())
     # What only Hopper has needs the architecture's own name, as tvmopt.nvcc gives it.
     return Source(text, f"{machine.arch}a" if "wgmma" in text else machine.arch, max(sizes))
@@ -82,12 +79,11 @@ def wrong(code: MachineCode) -> list[str]:
         found.append(f"{code.spilled} bytes spilled")
     if code.shared > SHARED:
         found.append(f"{code.shared} bytes of shared memory")
-    flushing = [name for name in code.instructions if ".FTZ" in name]
-    # An exact division or reciprocal, of which fast-math has none, looks for what is no number by comparisons and
-    # additions of that kind; it begins with FCHK, or rounds upwards on its way.
-    exact = code.has("FCHK") or code.has("FFMA.RP")
-    if (flushing and not exact) or any(name.startswith(("FFMA", "FMUL")) for name in flushing):
-        found.append(f"fast-math: {', '.join(flushing)}")
+    # An exact division (FCHK) or reciprocal, of which fast-math has none, looks for what is no number by comparisons
+    # and additions of that kind; a reciprocal has no instruction to know it by, but its PTX flushes nothing.
+    unexplained = code.flushing and not code.has("FCHK") and code.flushes
+    if unexplained or any(name.startswith(("FFMA", "FMUL")) for name in code.flushing):
+        found.append(f"fast-math: {', '.join(code.flushing)}")
     return found
 
 

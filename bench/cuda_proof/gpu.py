@@ -14,8 +14,6 @@ from tvmopt.tuning.worker import compile_kernel
 
 from .opencl import GUARD
 
-ASYNC_COPIES = {"tirx.use_async_copy": True}
-
 
 class Guarded:
     """A buffer in the middle of a larger one, whose ends hold a pattern of bytes that are no number in any dtype."""
@@ -44,8 +42,7 @@ def run(schedule: Schedule, inputs: list[np.ndarray], target: Any, device: str =
     output = func.params[-1]
     arrays = [*inputs, np.full([int(d) for d in output.shape], np.nan, str(output.dtype))]
     buffers = [Guarded(np.ascontiguousarray(array), device) for array in arrays]
-    with target, tvm.transform.PassContext(config=ASYNC_COPIES):
-        built = compile_kernel(target, schedule.mod).jit()
+    built = compile_kernel(target, schedule.mod).jit()
     built["main"](*(buffer.inner for buffer in buffers))
     if device != "cpu":
         torch.cuda.synchronize()

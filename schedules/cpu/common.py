@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,13 +97,8 @@ def fuse_epilogue(sch: Schedule, anchor: Any, before: Iterable[Any] = ()) -> Any
         return None
     output = outputs[0]
     anchor_name, output_name = sch.get(anchor).name_hint, sch.get(output).name_hint
-    for name in block_names(sch):
-        if name in keep or name == output_name:
-            continue
-        block = sch.get_sblock(name)
-        if is_reduction(sch, block):
-            return None
-        sch.compute_inline(block)
+    if not inline_all_but(sch, keep | {output_name}):
+        return None
     if output_name == anchor_name:
         return sch.cache_write(anchor, 0, "local")
     computed = math.prod(int(iv.dom.extent) for iv in sch.get(anchor).iter_vars if int(iv.iter_type) == 0)
@@ -112,6 +107,18 @@ def fuse_epilogue(sch: Schedule, anchor: Any, before: Iterable[Any] = ()) -> Any
         return output
     elementwise(sch, output)
     return sch.cache_write(anchor, 0, "local")
+
+
+def inline_all_but(sch: Schedule, keep: Collection[str]) -> bool:
+    """Inline every other block; False, with some of it done, where one is a reduction."""
+    for name in block_names(sch):
+        if name in keep:
+            continue
+        block = sch.get_sblock(name)
+        if is_reduction(sch, block):
+            return False
+        sch.compute_inline(block)
+    return True
 
 
 def elementwise(sch: Schedule, block: Any) -> None:

@@ -104,7 +104,7 @@ def regroup(sch: Schedule, block: Any, sizes: Sequence[int]) -> bool:
 def annotate_pipeline(sch: Schedule, loop: Any, copies: int, stages: int) -> None:
     """Copy for step i + stages - 1 of `loop` while step i is computed: its first `copies` blocks are the copies.
 
-    Where the build allows it (`tirx.use_async_copy`) these become asynchronous; a step then waits only for its own.
+    Where the GPU has `cp.async` these become asynchronous (graph/gpu_pipeline.py); a step then waits only for its own.
     """
     sch.annotate(loop, "software_pipeline_stage", [0] * copies + [stages - 1])
     sch.annotate(loop, "software_pipeline_order", list(range(copies + 1)))

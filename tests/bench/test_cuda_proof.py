@@ -144,12 +144,25 @@ def test_what_may_not_be_in_machine_code(shared: int, spilled: int) -> None:
     assert len(check.wrong(code)) == (shared > 48 << 10) + (spilled > 32)
 
 
-@pytest.mark.parametrize("names, right", [
-    (["FFMA"], True), (["FFMA.FTZ"], False), (["FADD.FTZ"], False), (["FADD.FTZ", "FCHK"], True),
-    (["FADD.FTZ", "FFMA.RP"], True), (["FMUL.FTZ", "FFMA.RP"], False),
+@pytest.mark.parametrize("names, flushes, right", [
+    (["FFMA"], False, True), (["FFMA.FTZ"], False, False), (["FADD.FTZ"], True, False),
+    (["FADD.FTZ", "FCHK"], True, True), (["FADD.FTZ", "FFMA.RP"], True, False), (["FADD.FTZ"], False, True),
+    (["FMUL.FTZ", "FCHK"], False, False),
 ])  # fmt: skip
-def test_fast_math_is_told_from_exact_division(names: list[str], right: bool) -> None:
-    assert (not check.wrong(device.MachineCode(32, 0, 0, device.Counter(names)))) == right
+def test_fast_math_is_told_from_exact_division(names: list[str], flushes: bool, right: bool) -> None:
+    assert (not check.wrong(device.MachineCode(32, 0, 0, device.Counter(names), flushes))) == right
+
+
+@needs_nvcc
+@pytest.mark.parametrize("add, right", [("add.f32", True), ("add.ftz.f32", False)])
+def test_cuda_what_flushes_is_seen(add: str, right: bool) -> None:
+    source = (
+        'extern "C" __global__ void k(float* x) { float y; '
+        f'asm volatile("{add} %0, %1, %2;" : "=f"(y) : "f"(x[0]), "f"(x[1])); x[2] = y; }}'
+    )
+    code = device.assemble(source, "sm_80")
+    assert bool(code.flushing) != right
+    assert (not check.wrong(code)) == right
 
 
 @needs_nvcc

@@ -66,7 +66,8 @@ def test_every_rung_is_timed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("op", "shape"),
     [("conv2d", "1x17x9x14,33,3,2,1"), ("conv2d", "1x32x14x14,48,1"), ("conv2d", "1x32x14x14,32,3,1,1,32"),
-     ("gemm", "13x96x80"), ("batch_matmul", "2x9x31x48")],
+     ("gemm", "13x96x80"), ("batch_matmul", "2x9x31x48"),
+     ("batch_matmul", "2x37x31x47")],
 )  # fmt: skip
 def test_the_ladder_ends_at_manual_and_its_steps_differ(op: str, shape: str) -> None:
     machine = detect()

@@ -98,7 +98,7 @@ def run(func: tvm.tirx.PrimFunc, inputs: list[np.ndarray]) -> np.ndarray:
     The other parameters are `inputs`, of 16 bits an element.
     """
     target = named_gpu("sm_90").target()
-    built = tvm.compile(tvm.IRModule({"main": func}), target=target, tir_pipeline=gpu_pipeline.register())
+    built = gpu_pipeline.compile_module(tvm.IRModule({"main": func}), target)
     source = built.mod.imports[0].inspect_source()
     script = func.script()
     # All but its middle is the guard. NaN is also what nothing writes.

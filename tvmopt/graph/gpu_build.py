@@ -85,9 +85,7 @@ def generate(module: tvm.IRModule, machine: GpuMachine, *, fast_math: bool) -> G
         ModelError: TVM's code generator or nvcc refuses it.
     """
     try:
-        executable = tvm.compile(
-            module, target=machine.target(), relax_pipeline=None, tir_pipeline=gpu_pipeline.register()
-        )
+        executable = gpu_pipeline.compile_module(module, machine.target(), relax_pipeline=None)
     except Exception as error:
         raise ModelError(f"code generation failed: {one_line(error)}") from error
     source = cuda_source(executable.mod)

@@ -6,9 +6,13 @@ thread does, and has no blocks to place.
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
 from tvm.s_tir.pipeline import default_s_tir_pipeline
 from tvm.tirx.compilation_pipeline import register_tir_pipeline, tirx_pipeline
+
+from tvmopt.machine_gpu import has_async_copy
 
 NAME = "tvmopt-gpu"
 # The attribute of a function that is written in TIRx.
@@ -40,7 +44,13 @@ def _pipeline() -> tuple[tvm.transform.Pass, object, object]:
     return lower_each, finish_host, finish_device
 
 
-def register() -> str:
-    """Makes the pipeline known to TVM, under the name returned."""
+def compile_module(module: tvm.IRModule, target: tvm.target.Target, **how: Any) -> Any:
+    """`tvm.compile` for the GPU `target`: what its schedules mark as copied ahead is, where that GPU can.
+
+    `how` goes to `tvm.compile`. The configuration and instruments of a pass context around the call hold.
+    """
     register_tir_pipeline(NAME, _pipeline)
-    return NAME
+    around = tvm.transform.PassContext.current()
+    config = {**around.config, "tirx.use_async_copy": has_async_copy(str(target.attrs["arch"]))}
+    with target, tvm.transform.PassContext(around.opt_level, instruments=list(around.instruments), config=config):
+        return tvm.compile(module, target=target, tir_pipeline=NAME, **how)

@@ -186,7 +186,7 @@ def compile_kernel(target: Any, module: Any) -> Any:
     from tvmopt.graph import gpu_pipeline
     from tvmopt.registry import write_kernels
 
-    return tvm.compile(write_kernels(module), target=target, tir_pipeline=gpu_pipeline.register())
+    return gpu_pipeline.compile_module(write_kernels(module), target)
 
 
 def _compile(target: Any, module: Any) -> Any:

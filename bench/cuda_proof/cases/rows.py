@@ -93,7 +93,6 @@ def typical() -> list[Case]:
     ]  # fmt: skip
 
 
-
 def boundary() -> list[Case]:
     """Every pair of boundary values."""
     return cases(2)
