@@ -39,7 +39,8 @@ def test_a_gpu_is_read_from_the_driver():
     assert (found.name, found.arch, found.sms, found.slug) == ("NVIDIA H100 80GB HBM3", "sm_90", 132, "cuda-sm_90")
     assert found.clock_ghz == pytest.approx(1.98) and found.dram_bytes_per_s == pytest.approx(3.352e12, rel=0.01)
     assert found.shared_per_block == 227 << 10 and found.cores == 4
-    assert found.present and found.tensor_cores and found.async_copy
+    assert found.present and found.tensor_cores and found.async_copy and found.warpgroup_mma
+    assert not named_gpu("sm_80").warpgroup_mma and named_gpu("sm_80").async_copy
     # The table says of it what the driver says.
     named = named_gpu("sm_90")
     for name in ("shared_per_block", "shared_per_sm", "registers_per_sm", "max_threads_per_sm", "warp", "sms", "l2"):

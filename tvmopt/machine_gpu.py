@@ -97,6 +97,11 @@ class GpuMachine:
         return has_async_copy(self.arch)
 
     @property
+    def warpgroup_mma(self) -> bool:
+        """Whether it has `wgmma`: Hopper alone, Blackwell has other instructions in its place."""
+        return self.capability == 90
+
+    @property
     def capability(self) -> int:
         """The compute capability times ten: 90 for sm_90 and sm_90a."""
         return capability(self.arch)

@@ -53,8 +53,6 @@ from .common import inline_consumers, regroup
 from .matrices import read
 from .wgmma_kernel import PTX, ROWS, STEP, shared_bytes, write
 
-# The architecture whose instructions these are: Blackwell has others in their place.
-CAPABILITY = 90
 OPS = ("gemm", "conv2d_implicit_gemm")
 WIDTHS = (64, 128, 256)
 # TMA's strides between rows are multiples of 16 bytes.
@@ -72,7 +70,7 @@ LADDER = [
 
 def rule(sch: Schedule, kernel: Any, machine: GpuMachine, choose: Any) -> Schedule | None:
     """Mark a product of two fp16 or bf16 matrices, large enough to fill the GPU by tiles; declines any other."""
-    if machine.capability != CAPABILITY or kernel.op not in OPS:
+    if not machine.warpgroup_mma or kernel.op not in OPS:
         return None
     anchor = find_block(sch, kernel.op)
     batch, rows, columns, depth = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars)
