@@ -72,7 +72,8 @@ def of_recipe(document: Mapping[str, Any]) -> str:
     if known is not None:
         return str(known)
     recipe = document["environment"]["recipe"]
-    return recorded("bench.recipe", [recipe["name"], *(["--data-dir", "DIR"] if recipe.get("dataset") == "mnist" else [])])
+    data = ["--data-dir", "DIR"] if recipe.get("dataset") == "mnist" else []
+    return recorded("bench.recipe", [recipe["name"], *data])
 
 
 def _default_peers() -> list[str]:

@@ -67,7 +67,7 @@ class Built:
 
 
 def _sizes(kernel: Kernel) -> dict[str, Any]:
-    return {"op": kernel.op, "flops": kernel.flops, "bytes": kernel.bytes}
+    return {"op": kernel.op, "flops": kernel.flops, "bytes": kernel.bytes, "written": kernel.written}
 
 
 def build_all(

@@ -76,7 +76,7 @@ class Settings:
     """`quiet` turns of every contender, or `limit_s` seconds of its turns."""
 
     variants: tuple[str, ...] = (*OURS, TORCH)
-    quiet: int = 20
+    quiet: int = 30
     limit_s: float = 5.0
     log_dir: str = "tuning_logs"
     schedules_dir: str | None = None
@@ -143,8 +143,11 @@ def measure(
         facts["errors"].update(torch_facts["errors"])
     turns = take_turns(tvm, peers, [*facts["contenders"], *peers], settings)
     for worker in (tvm, *peers.values()):
-        for name, error in worker.ask({"do": "finish"}, _PREPARE_TIMEOUT_S)["errors"].items():
+        finish = worker.ask({"do": "finish"}, _PREPARE_TIMEOUT_S)
+        for name, error in finish["errors"].items():
             facts["errors"][name] = max(facts["errors"][name], error)
+        if worker is tvm:
+            facts["bandwidths"] = {(size, written): rate for size, written, rate in finish["bandwidths"]}
     notes = [f"{name}: {why}" for name, why in facts["missing"].items()]
     if settings.show:
         shown = list(facts["contenders"]) if settings.ladder else [name for name in turns if name not in peers][-1:]
@@ -210,7 +213,7 @@ def _row(
     contender = facts["contenders"].get(name, {})
     sizes = contender.get("kernel", facts["kernel"])
     flops, size = sizes["flops"], sizes["bytes"]
-    bandwidth = facts["bandwidths"].get(str(size), facts["bandwidth"])
+    bandwidth = facts["bandwidths"][size, sizes["written"]]
     peak = best[0]
     quiet = turns.quiet(best)
     unstable = sum(quiet) < FEWEST_QUIET
@@ -222,7 +225,8 @@ def _row(
     median_s = float(np.median(used)) * 1e-3
     share = float(np.median([shares[i] for i in counted]))
     bound = "arithmetic" if flops / (peak * 1e9) >= size / bandwidth else "memory"
-    # The bandwidth is measured for a power of two: bytes that lie better in a cache may pass it by a little.
+    # The bandwidth is of a set about as large, all of it read again and again: what a kernel reads once in a while may
+    # lie better in the caches.
     # Winograd's operations are counted as a direct convolution's, of which it needs down to a quarter.
     labels = contender.get("labels", {})
     way = str(labels.get("strategy", sizes["op"]))

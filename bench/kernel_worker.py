@@ -45,6 +45,8 @@ class Session:
         self._slow: set[str] = set()
         self._peak: Any = None
         self._bandwidth: Any = None
+        # What the kernels move: bytes, and which part of them is written.
+        self._moved: set[tuple[int, float]] = set()
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answers one request; what goes wrong becomes the answer."""
@@ -59,7 +61,7 @@ class Session:
         from tvmopt.machine import configure_threads, detect
 
         # Of the kernel before, in a list.
-        for known in (self._watches, self._verify, self._counts, self._sources):
+        for known in (self._watches, self._verify, self._counts, self._sources, self._moved):
             known.clear()
         if contenders == ["torch"]:
             return self._prepare_torch(op, shape, threads)
@@ -74,22 +76,27 @@ class Session:
             built = build_all(
                 layer(op, shape), contenders, machine, Path(log_dir), schedules_dir, ladder, strategies, limit_s
             )
-        from tvmopt.runtime.peak import Bandwidth, Peak
+        from tvmopt.runtime.bandwidth import Bandwidth
+        from tvmopt.runtime.peak import Peak
 
         self._peak = self._peak or Peak(machine)
         self._bandwidth = self._bandwidth or Bandwidth(machine)
         for name, contender in built.contenders.items():
             self._sources[name] = contender.sources
             self._prepare(name, contender.watch, contender.verify)
-        sizes = {one.kernel.bytes for one in built.contenders.values() if one.kernel is not None}
+        kernels = (built.kernel, *(one.kernel for one in built.contenders.values() if one.kernel is not None))
+        self._moved.update((one.bytes, one.written) for one in kernels)
+        self._bandwidths()
         return {
             **built.facts(),
-            "bandwidths": {str(size): self._bandwidth(size) for size in sizes},
             "errors": {name: verify() for name, verify in self._verify.items()},
             "clock_ghz": self._peak.clock_ghz(),
             "lanes": machine.lanes,
-            "bandwidth": self._bandwidth(built.kernel.bytes),
         }
+
+    def _bandwidths(self) -> list[list[float]]:
+        """[bytes, part written, bytes a second] of what the kernels move: measured once more, the best so far."""
+        return [[size, written, self._bandwidth(size, written)] for size, written in sorted(self._moved)]
 
     def _prepare_torch(self, op: str, shape: str, threads: int) -> dict[str, Any]:
         import torch
@@ -163,8 +170,9 @@ class Session:
         return {"seconds": seconds, "interruptions": interruptions, "before": before, "after": after}
 
     def do_finish(self) -> dict[str, Any]:
-        """Compares the outputs with PyTorch's once more."""
-        return {"errors": {name: verify() for name, verify in self._verify.items()}, "calls": self._counts}
+        """Compares the outputs with PyTorch's once more, and measures what bytes are set against."""
+        errors = {name: verify() for name, verify in self._verify.items()}
+        return {"errors": errors, "calls": self._counts, "bandwidths": self._bandwidths()}
 
     def do_show(self, name: str, form: str) -> dict[str, Any]:
         """The text of one contender."""

@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
                       help="print the TensorIR, LLVM IR or assembly of the last variant, or of every rung")  # fmt: skip
     made.add_argument("--tune", type=positive_int, metavar="N", help="first search a schedule for auto, N candidates")
     made.add_argument("--threads", type=positive_int, metavar="N", help="as many as this process has CPUs")
-    made.add_argument("--rounds", type=positive_int, default=20, metavar="N", help="quiet turns of each")
+    made.add_argument("--rounds", type=positive_int, default=30, metavar="N", help="quiet turns of each")
     made.add_argument("--limit", type=positive_int, default=5, metavar="S",
                       help="seconds of turns of each at most, but for three turns; original is left out where these "
                       "would take longer")  # fmt: skip

@@ -1,8 +1,8 @@
 """Where a variant's time goes: every kernel alone, its share of the roof, and what fraction of the network it is.
 
-The roof is the machine's own, measured in the same process (tvmopt/runtime/peak.py): a kernel cannot be faster than
-its operations at the peak, nor than its bytes at the bandwidth of the cache, or memory, that holds as many. "Roofline:
-An Insightful Visual Performance Model" (Williams, Waterman and Patterson, 2009).
+The roof is the machine's own, measured in the same process (tvmopt/runtime/peak.py, bandwidth.py): a kernel cannot be
+faster than its operations at the peak, nor than its bytes at the bandwidth of the cache, or memory, that holds as many.
+"Roofline: An Insightful Visual Performance Model" (Williams, Waterman and Patterson, 2009).
 
 The sum of the kernels is set beside the whole network's time. It leaves out what lies between kernels, and each kernel
 finds its data in the caches, where the network may have to fetch them: so it is a little less.
@@ -38,7 +38,7 @@ _MOST = 1.02
 class Line:
     """One kernel: `seconds` a call (median; `best_s` the least), `calls` in a run of the network.
 
-    `roof_s` is the least it could take.
+    `bandwidth`: bytes a second that sets like its bytes are moved at; `roof_s` is the least it could take.
     """
 
     kernel: str
@@ -50,6 +50,7 @@ class Line:
     best_s: float
     flops: int
     bytes: int
+    bandwidth: float
     roof_s: float
 
     @property
@@ -94,7 +95,8 @@ def profile(model: Model, variant: str, machine: Machine, options: BuildOptions)
         TvmoptError: what building the variant raises.
     """
     from tvmopt.graph.pipeline import lower_model
-    from tvmopt.runtime.peak import Bandwidth, Peak
+    from tvmopt.runtime.bandwidth import Bandwidth
+    from tvmopt.runtime.peak import Peak
     from tvmopt.runtime.threads import use_threads
     from tvmopt.variants import log_path_of, schedule_kernels, strategies_of
 
@@ -109,13 +111,16 @@ def profile(model: Model, variant: str, machine: Machine, options: BuildOptions)
     lines = []
     for kernel in lowered.kernels:
         plan = scheduling.plan.get(kernel.key)
+        # Before and after: the better of both.
+        bandwidth(kernel.bytes, kernel.written)
         samples = _time(kernel, scheduling.functions.get(kernel.name, kernel.func), machine, loops)
-        roof = max(kernel.flops / (peak * 1e9), kernel.bytes / bandwidth(kernel.bytes))
+        rate = bandwidth(kernel.bytes, kernel.written)
+        roof = max(kernel.flops / (peak * 1e9), kernel.bytes / rate)
         source = plan.source if plan else "original"
         lines.append(
             Line(
                 kernel.name, kernel.op, kernel.shape, source, kernel.calls, statistics.median(samples), min(samples),
-                kernel.flops, kernel.bytes, roof,
+                kernel.flops, kernel.bytes, rate, roof,
             )
         )  # fmt: skip
     return Profile(sorted(lines, key=lambda line: -line.total_s), Roof(peak, bandwidth.known))

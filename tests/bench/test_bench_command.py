@@ -15,6 +15,7 @@ import pytest
 from bench import __main__ as command
 from bench import cases, peers, results, table
 from tvmopt.options import BuildOptions
+from tvmopt.runtime.bandwidth import rounded
 
 ROOT = Path(__file__).resolve().parents[2]
 _MODEL = """
@@ -97,10 +98,12 @@ def test_a_profile_has_every_kernel_and_its_roof(tmp_path: Path) -> None:
         assert sum("conv2d" in line["op"] or "conv2d" in line["kernel"] for line in lines) >= 5
         assert all(line["seconds"] > 0 and line["roof_s"] > 0 for line in lines)
         bandwidths = dict(row["roof"]["bandwidths"])
+        assert list(bandwidths.values()) == sorted(bandwidths.values(), reverse=True)
         for line in lines:
-            size = min(max(1 << (line["bytes"] - 1).bit_length(), min(bandwidths)), max(bandwidths))
-            roof = max(line["flops"] / row["roof"]["gflops"] * 1e-9, line["bytes"] / bandwidths[size])
+            roof = max(line["flops"] / row["roof"]["gflops"] * 1e-9, line["bytes"] / line["bandwidth"])
             assert line["roof_s"] == pytest.approx(roof), "the roof in the row is the one its kernels were set against"
+            # As fast as reading sets of that size; what also writes can be half as fast again, and no faster.
+            assert bandwidths[rounded(line["bytes"])] / 3 < line["bandwidth"] < 2 * bandwidths[rounded(line["bytes"])]
         # The least of each: the two are measured seconds apart, and others may use the machine in one of them.
         total = sum(line["best_s"] * line["calls"] for line in lines) * 1e3
         assert 0.3 < total / row["latency_ms"]["min"] < 1.5, row["variant"]

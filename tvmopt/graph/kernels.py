@@ -44,6 +44,11 @@ class Kernel:
         return f"{structural_hash(plain) & 0xFFFFFFFFFFFFFFFF:016x}"
 
     @cached_property
+    def written(self) -> float:
+        """The part of `bytes` that it writes: its output, the last parameter."""
+        return _size(self.func.params[-1]) / max(self.bytes, 1)
+
+    @cached_property
     def shape(self) -> str:
         """The shapes of its parameters, for tables: inputs -> output."""
         shapes = ["x".join(str(int(d)) for d in p.shape) or "scalar" for p in self.func.params]
@@ -107,11 +112,11 @@ def random_integers(func: tirx.PrimFunc, shape: Sequence[int], generator: np.ran
 
 def bytes_moved(func: tirx.PrimFunc) -> int:
     """Bytes of all parameters of `func`, each counted once: the least it must read and write."""
-    total = 0
-    for param in func.params:
-        bits = tvm.DataType(str(param.dtype)).bits
-        total += math.prod(int(d) for d in param.shape) * bits // 8
-    return total
+    return sum(_size(param) for param in func.params)
+
+
+def _size(parameter: tirx.Var) -> int:
+    return math.prod(int(d) for d in parameter.shape) * tvm.DataType(str(parameter.dtype)).bits // 8
 
 
 def count_calls(mod: tvm.IRModule) -> Counter[str]:

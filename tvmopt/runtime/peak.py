@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 _SUMS = 12
 # A loop this close to its best was not disturbed: its own spread on an idle core is 1 to 2%.
 QUIET = 0.96
-# Working sets whose bandwidth is measured, in bytes, and how many bytes a sample moves.
-_SMALLEST_SET, _LARGEST_SET = 1 << 14, 1 << 28
-_MOVED = 1 << 25
 # Cores that have slept start at a low clock, and both threads of a pool may be woken on one of them until the system
 # has seen it. After so long a rest the loops run for so long before anything is measured.
 _REST_S, _WAKE_S = 0.002, 0.005
@@ -233,84 +230,3 @@ class Peak:
         """The best of `rounds` runs, with the clock beside it."""
         gflops, clock = max(self.gflops() for _ in range(rounds)), self.clock_ghz(rounds)
         return Roof(gflops, clock, gflops / (clock * 2 * self._machine.lanes * self._machine.cores))
-
-
-class Bandwidth:
-    """How many bytes a second all cores move, by how many there are: each cache has its own rate, and so has memory.
-
-    The better of reading them all and of adding one half to the other, again and again within one call, so that no
-    launch is in it. "STREAM" (McCalpin, 1995) is this for memory.
-    """
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self._known: dict[int, float] = {}
-
-    @property
-    def known(self) -> tuple[tuple[int, float], ...]:
-        """What was measured so far: working set in bytes, bytes a second, the smallest first."""
-        return tuple(sorted(self._known.items()))
-
-    def __call__(self, size: int) -> float:
-        """Bytes a second for a working set of `size` bytes, to the next power of two."""
-        rounded = min(max(1 << (size - 1).bit_length(), _SMALLEST_SET), _LARGEST_SET)
-        if rounded not in self._known:
-            self._known[rounded] = self._measure(rounded)
-        return self._known[rounded]
-
-    def _measure(self, size: int) -> float:
-        cores, lanes = self._machine.cores, self._machine.lanes
-        repeats = max(1, _MOVED // size)
-        groups = size // 4 // cores // lanes // 8
-        read = _stopwatch(_read_function(cores, groups, lanes, repeats), self._machine)
-        add = _stopwatch(_add_function(cores, groups * 4, lanes, repeats), self._machine)
-        # Adding reads both halves and writes one.
-        return repeats * max(size / min(read() for _ in range(5)), 1.5 * size / min(add() for _ in range(5)))
-
-
-def _add_function(cores: int, vectors: int, lanes: int, repeats: int) -> tvm.tirx.PrimFunc:
-    """x (cores, vectors, lanes) added to a scaled out of the same shape, float32."""
-    from tvm.script import tirx as T
-
-    @T.prim_func(s_tir=True)
-    def main(
-        x: T.Buffer((cores, vectors, lanes), "float32"),  # type: ignore[valid-type]
-        out: T.Buffer((cores, vectors, lanes), "float32"),  # type: ignore[valid-type]
-    ) -> None:
-        T.func_attr({"tirx.noalias": True})
-        for core in T.parallel(cores):
-            for _ in T.serial(repeats):
-                for vector in T.serial(vectors):
-                    for lane in T.vectorized(lanes):
-                        out[core, vector, lane] = out[core, vector, lane] * T.float32(0.5) + x[core, vector, lane]
-
-    return main
-
-
-def _read_function(cores: int, groups: int, lanes: int, repeats: int) -> tvm.tirx.PrimFunc:
-    """x (cores, groups, 8, lanes) summed up over the groups, float32: eight additions in flight."""
-    from tvm.script import tirx as T
-
-    @T.prim_func(s_tir=True)
-    def main(
-        x: T.Buffer((cores, groups, 8, lanes), "float32"),  # type: ignore[valid-type]
-        out: T.Buffer((cores, 8, lanes), "float32"),  # type: ignore[valid-type]
-    ) -> None:
-        T.func_attr({"tirx.noalias": True})
-        for core in T.parallel(cores):
-            with T.sblock("read"):
-                c = T.axis.spatial(cores, core)
-                total = T.sblock_alloc_buffer((8, lanes), "float32", scope="local")
-                for i in T.unroll(8):
-                    for lane in T.vectorized(lanes):
-                        total[i, lane] = T.float32(0)
-                for _ in T.serial(repeats):
-                    for group in T.serial(groups):
-                        for i in T.unroll(8):
-                            for lane in T.vectorized(lanes):
-                                total[i, lane] = total[i, lane] + x[c, group, i, lane]
-                for i in T.unroll(8):
-                    for lane in T.vectorized(lanes):
-                        out[c, i, lane] = total[i, lane]
-
-    return main

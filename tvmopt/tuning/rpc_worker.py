@@ -38,7 +38,6 @@ class RemoteWorker(Worker):
         super().__init__()
         self._tracker, self._key, self._threads = tracker, key, threads
         self._session: Any = None
-        self._folder = tempfile.TemporaryDirectory(prefix="tvmopt-rpc-")
         self._uploads = 0
 
     def facts(self, kind: str) -> dict[str, Any]:
@@ -100,12 +99,11 @@ class RemoteWorker(Worker):
         if target.kind.name == "cuda":
             _send_machine_code(session, executable, target)
         self._uploads += 1
-        path = Path(self._folder.name) / f"candidate{self._uploads}.{library_suffix(target)}"
-        executable.export_library(str(path))
-        try:
+        # A folder for this one alone: a worker is killed rather than asked to end, and would leave it behind.
+        with tempfile.TemporaryDirectory(prefix="tvmopt-rpc-") as folder:
+            path = Path(folder) / f"candidate{self._uploads}.{library_suffix(target)}"
+            executable.export_library(str(path))
             return self._load(session, path)
-        finally:
-            path.unlink()
 
     def _load(self, session: Any, path: Path) -> Any:
         session.upload(str(path))
