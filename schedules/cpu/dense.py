@@ -89,13 +89,13 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
 def choose_chunk(tiling: Tiling, depth: int, lanes: int, machine: Machine, choose: Any) -> int:
     """How much of the depth is summed up before the sums go back to memory; all of it where that makes no difference.
 
-    The weights of one group of panels are read again for every tile of rows of the band; half of L1 holds `fits` steps
-    of them. It pays where they take too much of L2, or where a tile's rows, as they lie, all fall into one set of L1.
+    The weights of one group of panels are read again for every tile of rows of the band; three quarters of L1 hold
+    `fits` steps of them, the rest the rows of a tile. It pays where they take too much of L2, or where a tile's rows, as they lie, all fall into one set of L1.
     At 2048 x 256 x 256 it costs more (the copy) than it saves.
     """
     # Whole turns of the innermost loop: else every step of it would be guarded.
     whole = [c for c in divisors(depth) if c % tiling.unroll == 0]
-    fits = max(c for c in whole if c == whole[0] or 4 * tiling.vectors * lanes * c <= machine.l1 / 2)
+    fits = max(c for c in whole if c == whole[0] or 4 * tiling.vectors * lanes * c <= machine.l1 * 3 / 4)
     chunks = [c for c in whole if 32 <= c <= 2 * fits]
     one_set = 4 * depth % (machine.l1 // L1_WAYS) == 0
     too_much = 4 * tiling.vectors * lanes * depth > machine.l2 / 4

@@ -30,6 +30,10 @@ from tvmopt.machine import Machine
 
 from .common import FIRST, LAST, Rung, accumulator_tile, divisors, task_split, unroll_depth
 
+# What a byte from memory costs beside one from L3: 50 GB/s beside 190 on two cores of Zen 4 (`bench MODEL --profile`
+# lists what it measured), and as much on other servers.
+MEMORY_COST = 4
+
 LADDER = [
     Rung("lanes", "one row at a time, a panel of columns in the lanes of a register", {}),
     Rung("tile", "a tile of rows and panels summed in registers", {"vectors": FIRST, "rows": FIRST}),
@@ -63,10 +67,15 @@ def choose_tiling(
     row_bytes = 4 * depth
 
     def traffic(band: int, share: int) -> float:
-        # As in conv2d_direct: what does not fit half of L2 comes in again for every band, or every group.
+        # As in conv2d_direct: what does not fit half of L2 comes in again for every band, or every group. From memory
+        # come rows that do not fit a quarter of L3 (weights stream through the rest), and weights where rows and
+        # weights do not fit half.
         weights = weight_bytes * (1 if weight_bytes / share <= machine.l2 / 2 else rows // band)
         fits = row_bytes * band <= machine.l2 / 2
-        return weights + row_bytes * rows * share * (1 if fits else groups // share)
+        read = row_bytes * rows * share * (1 if fits else groups // share)
+        held = machine.cores * row_bytes * band
+        weights *= MEMORY_COST if held + weight_bytes > machine.l3 / 2 else 1
+        return weights + read * (MEMORY_COST if held > machine.l3 / 4 else 1)
 
     bands = [b for b in divisors(rows) if b % tile_rows == 0]
     shares = [s for s in divisors(groups) if s <= 8 * machine.cores] if rows > 1 else divisors(groups)

@@ -25,7 +25,8 @@ TILES = {"winograd-f2": 2, "winograd-f4": 4}
 
 # The cost rule counts cycles of one core, a multiply-add of one SIMD register being one; on more cores all of it
 # shrinks alike. Seen on Zen 4, by kernels timed alone: weights that came from memory arrived at 3 to 9 bytes a cycle,
-# and Winograd took 6 to 10 cycles a register beyond its products. What L3 gives is assumed, not measured.
+# and Winograd took 6 to 10 cycles a register beyond its products. What L3 gives is 26 where nothing is done but reading
+# (runtime/bandwidth.py: 190 GB/s on two cores at 3.7 GHz).
 # What a core streams in a cycle: weights are read once a call, from memory, or from L3 where the network fits there.
 MEMORY_BYTES, L3_BYTES = 5.0, 20.0
 # A register of Winograd's transforms: loaded, combined with three or four others, stored, in two passes.
