@@ -90,8 +90,8 @@ def choose_chunk(tiling: Tiling, depth: int, lanes: int, machine: Machine, choos
     """How much of the depth is summed up before the sums go back to memory; all of it where that makes no difference.
 
     The weights of one group of panels are read again for every tile of rows of the band; three quarters of L1 hold
-    `fits` steps of them, the rest the rows of a tile. It pays where they take too much of L2, or where a tile's rows, as they lie, all fall into one set of L1.
-    At 2048 x 256 x 256 it costs more (the copy) than it saves.
+    `fits` steps of them, the rest the rows of a tile. It pays where they take too much of L2, or where a tile's rows,
+    as they lie, all fall into one set of L1. At 2048 x 256 x 256 it costs more (the copy) than it saves.
     """
     # Whole turns of the innermost loop: else every step of it would be guarded.
     whole = [c for c in divisors(depth) if c % tiling.unroll == 0]

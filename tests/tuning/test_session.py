@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,21 @@ def test_a_search_ends_and_is_gone_on_with(tmp_path: Path, machine: Any, rules: 
     assert len(log.records) == 1, "the winner's alone"
     assert log.lookup(make_kernel()) is not None
     assert (manifest.status, manifest.trials, len(manifest.plan)) == ("finished", 12, 1)
+
+
+def test_what_is_measured_once_more_is_said(
+    tmp_path: Path, machine: Any, rules: list[Any], manifest: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tvmopt.tuning.progress import summary
+
+    run = session(tmp_path, machine, rules, manifest, Settings(trials=2, workers=1))
+    said: list[str] = []
+    monkeypatch.setattr(Silent, "show", lambda self, shown: said.append(summary(shown)))
+    run.run()
+    assert re.fullmatch(r"2 of at most 2 candidates, \d+ s, about 0 s to go", said[-2])
+    assert re.fullmatch(
+        r"2 candidates, \d+ s, the best of each once more against manual: 1 of 1 kernels, about 0 s to go", said[-1]
+    )
 
 
 def test_early_stop_and_time_budget_are_named(tmp_path: Path, machine: Any, rules: list[Any], manifest: Any) -> None:

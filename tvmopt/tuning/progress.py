@@ -45,13 +45,20 @@ class Progress:
 
 def summary(session: Session) -> str:
     """One line: how far, how long, how long still."""
-    text = f"{session.measured} of at most {session.planned} candidates, {session.elapsed:.0f} s"
+    if session.deciding_since is None:
+        text = f"{session.measured} of at most {session.planned} candidates, {session.elapsed:.0f} s"
+    else:
+        text = f"{session.measured} candidates, {session.elapsed:.0f} s, the best of each once more against manual: "
+        text += f"{session.decided} of {len(session.tasks)} kernels"
     left = eta(session)
     return text + (f", about {left:.0f} s to go" if left is not None else "")
 
 
 def eta(session: Session) -> float | None:
-    """Seconds until the first of trials and time budget is reached, by the pace so far."""
+    """Seconds until the first of trials and time budget is reached, or all kernels decided, by the pace so far."""
+    if session.deciding_since is not None:
+        pace = (session.elapsed - session.deciding_since) / session.decided if session.decided else None
+        return pace and pace * (len(session.tasks) - session.decided)
     if not session.measured:
         return None
     left = session.elapsed / session.measured * max(0, session.planned - session.measured)

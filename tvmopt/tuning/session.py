@@ -98,6 +98,9 @@ class Session:
             task for task in self._everything
             if (selected is None or task.index in selected) and any(task.can(source) for source in settings.sources)
         ]  # fmt: skip
+        # When the search was over, in seconds since the start, and how many kernels' best was measured once more since.
+        self.deciding_since: float | None = None
+        self.decided = 0
         self._before = manifest.trials
         # An interrupted run leaves its time in its trials only.
         self._searched_s = max([manifest.tuning_s, *(trial.elapsed_s or 0.0 for trial in log.trials)])
@@ -130,9 +133,12 @@ class Session:
                     self._search(source, runner)
                 self.ended_by = self.ended_by or "every candidate there is was measured"
                 if self.measured or not finished_before:
+                    self.deciding_since = self.elapsed
                     for task in self.tasks:
                         self._interrupts.check()
                         self._decide(task, runner)
+                        self.decided += 1
+                        self._report.show(self)
             if self.measured or not finished_before:
                 self._check_network()
         except (KeyboardInterrupt, FleetError) as reason:
@@ -262,7 +268,6 @@ class Session:
         if schedule is not None and seconds is not None:
             self._log.settle(task.kernel.func, schedule, seconds, self._target)
         self._write(plans=[task.plan(winner, seconds, baseline)], status="running")
-        self._report.show(self)
 
     def _check_network(self) -> None:
         """Keeps manual's plan where the network is not faster with ours."""
