@@ -7,6 +7,12 @@ of a 3x3 kernel's time at stride 2, where four values are read for one that is w
 1. The values are read from where they lie, under the border's conditions. These depend on the row and the tile only,
 so LLVM tests each once a tile and not once a value.
 
+What is left is the launch. At stride 2 the small ones take 4 to 5 us on two cores (576 channels of 14x14: 41 to 56% of
+two cores' peak, from minute to minute, as the launch takes 1 to 2.6 us), where one core alone reaches 81% of its own
+peak. Its assembly (`bench.kernels --op conv2d --shape 1x576x14x14,576,3,2,1,576 --variants manual --show asm`) has
+little more to give: a tile of 7 pixels is its 63 multiply-adds, each of the 45 inputs loaded once, every other one as
+an operand of its multiply-add, and no register goes by the stack.
+
 Measured: bench/results/amd-epyc-b521c9/ladders/conv2d_depthwise.json
     conv2d 1x96x56x56,96,3,1,1,96: unscheduled 4%, lanes 30%, tile 30%, border 48%, parallel 92%
 """
