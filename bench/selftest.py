@@ -35,13 +35,12 @@ if TYPE_CHECKING:
 _KERNEL, _MORE = "66x16x7x7,16,5,1,2", "68x16x7x7,16,5,1,2"
 _OTHERS = ("original", "manual", "peer:torch", "peer:inductor", "peer:onnxruntime", "peer:openvino")
 _TIMEOUT_S = 600.0
-# How long a contender is timed in each repeat of `among`, at most.
-_AMONG_S = 12.0
+# How long a contender is timed in each repeat of `among`, alone and again among others, at most: where half of the
+# turns are disturbed, so long is what a median known within 1% takes.
+_AMONG_S = 30.0
 # Its batch: a call of half a millisecond. At batch 1 one takes 11 us, of which the launches are up to a half, and where
 # two cores are lent by a host these are twice as long at one minute as at the next, alone as among others.
 _AMONG_BATCH = 64
-# Turns of one block of it, alone and then among the others: what disturbs the machine for seconds disturbs both.
-_BLOCK = 4
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ def timer(machine: Machine, repeats: int) -> Finding:
 def among(machine: Machine, repeats: int) -> Finding:
     """manual of digits_cnn, many images a call, alone, and among six others: medians within 2% in 9 of 10 repeats.
 
-    Both in blocks of a few turns one after the other, until each is known well: a machine that grows slower or faster
-    meanwhile does so for both.
+    In blocks, until both medians are known well: as many turns alone as there are others, then a turn beside one of
+    every other, in random order. What disturbs the machine for seconds disturbs both kinds of turn.
     """
     from tvmopt.options import BuildOptions
 
@@ -114,10 +113,12 @@ def among(machine: Machine, repeats: int) -> Finding:
                 contender.forget()
             begin, best = 0, probe.best if probe else ()
             while not all(known(one, best) or one.spent_s > _AMONG_S for one in both):
-                for group in ((alone,), contenders):
-                    seeded = replace(unending, seed=1000 * number + begin)
-                    take_turns(group, seeded, _silent, probe, range(begin, begin + _BLOCK))
-                begin += _BLOCK
+                end = begin + len(_OTHERS)
+                take_turns((alone,), unending, _silent, probe, range(begin, end))
+                for turn, other in zip(range(begin, end), contenders[1:], strict=True):
+                    seeded = replace(unending, seed=1000 * number + turn)
+                    take_turns((contenders[0], other), seeded, _silent, probe, range(turn, turn + 1))
+                begin = end
                 best = probe.best if probe else ()
             doubtful += not all(one.precise(settings, best) for one in both)
             apart, together = (statistics.median(one.counted(one.samples, best)[0].seconds) for one in both)
