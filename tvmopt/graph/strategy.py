@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -77,11 +78,13 @@ def cost(conv: Conv2d, way: str, *, resident: bool) -> float:
         m = TILES[way]
         down, across = winograd.tiles(conv, m)
         elements, pixels = (m + 2) ** 2, down * across
+        channels = in_blocks * block
         # Both passes of a transform, over a x a registers there and over a x m, m x m back.
         transforms = conv.batch * pixels * (2 * elements * in_blocks + (elements + m * (m + 2)) * out_blocks)
     else:
         elements, pixels = conv.kernel[0] * conv.kernel[1], height * width
-    channels = in_blocks * block * out_blocks
+        channels = math.prod(conv.input_steps)
+    channels *= out_blocks
     weights = 4 * elements * channels * block / bandwidth
     return conv.batch * pixels * elements * channels + TRANSFORM_CYCLES * transforms + weights
 

@@ -81,6 +81,24 @@ class Conv2d:
         """Blocks of output channels."""
         return blocks(self.out_channels, self.block)
 
+    @property
+    def input_steps(self) -> tuple[int, int]:
+        """(steps, channels of a step): how the input channels an output depends on are counted, block by block.
+
+        Where the last block is half full or less, steps of half a block or a quarter leave its fill out.
+        """
+        if self.groups > 1:
+            return self.window, self.block
+        sizes = [size for size in (self.block, self.block // 2, self.block // 4) if size >= 2]
+        step = min(sizes, key=lambda size: (blocks(self.in_channels, size) * size, -size), default=self.block)
+        return blocks(self.in_channels, step), step
+
+    def input_place(self, step: te.PrimExpr, channel: te.PrimExpr) -> tuple[te.PrimExpr, te.PrimExpr]:
+        """Block and lane of `channel` of `step` of `input_steps`."""
+        size = self.input_steps[1]
+        a_block = self.block // size
+        return (step, channel) if a_block == 1 else (step // a_block, step % a_block * size + channel)
+
     # A block of output channels of a grouped convolution depends on a window of the input's blocks only.
 
     def window_base(self, out_block: int) -> int:

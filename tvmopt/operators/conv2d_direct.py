@@ -19,15 +19,17 @@ def conv2d_direct(data: te.Tensor, weight: te.Tensor, conv: Conv2d, *, plain_inp
     height, width = conv.out_size
     computed = padded_extent(width)
     padded = pad_input(data, conv, computed, plain_input=plain_input)
-    window, in_block = int(weight.shape[1]), int(weight.shape[4])
-    ico, ici = te.reduce_axis((0, window), "ico"), te.reduce_axis((0, in_block), "ici")
+    # A plain image is one block of its own number of channels.
+    steps, size = (int(weight.shape[1]), int(weight.shape[4])) if plain_input else conv.input_steps
+    ico, ici = te.reduce_axis((0, steps), "ico"), te.reduce_axis((0, size), "ici")
+    block, lane = (ico, ici) if plain_input else conv.input_place(ico, ici)
     kh, kw = te.reduce_axis((0, conv.kernel[0]), "kh"), te.reduce_axis((0, conv.kernel[1]), "kw")
     (sh, sw), (dh, dw) = conv.strides, conv.dilation
 
     def element(n: te.Var, oco: te.Var, y: te.Var, x: te.Var, oci: te.Var) -> te.PrimExpr:
         base = te.const(0, "int32") if plain_input else conv.window_base_expr(oco)
-        value = padded[n, base + ico, y * sh + kh * dh, x * sw + kw * dw, ici]
-        return te.sum(value * weight[oco, ico, kh, kw, ici, oci], axis=[ico, kh, kw, ici])
+        value = padded[n, base + block, y * sh + kh * dh, x * sw + kw * dw, lane]
+        return te.sum(value * weight[oco, block, kh, kw, lane, oci], axis=[ico, kh, kw, ici])
 
     out = te.compute(
         (conv.batch, conv.out_blocks, height, computed, conv.block),
@@ -61,10 +63,12 @@ def _pointwise(data: te.Tensor, weight: te.Tensor, conv: Conv2d) -> te.Tensor:
             name="pad",
         )
         pixel = padded
-    ico, ici = te.reduce_axis((0, conv.in_blocks), "ico"), te.reduce_axis((0, conv.block), "ici")
+    steps, size = conv.input_steps
+    ico, ici = te.reduce_axis((0, steps), "ico"), te.reduce_axis((0, size), "ici")
+    block, lane = conv.input_place(ico, ici)
     out = te.compute(
         (conv.batch, conv.out_blocks, computed, conv.block),
-        lambda n, oco, p, oci: te.sum(pixel(n, ico, p, ici) * weight[oco, ico, 0, 0, ici, oci], axis=[ico, ici]),
+        lambda n, oco, p, oci: te.sum(pixel(n, block, p, lane) * weight[oco, block, 0, 0, lane, oci], axis=[ico, ici]),
         name="conv2d_pointwise",
         attrs=conv.annotations,
     )
