@@ -78,6 +78,7 @@ def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_script_writes_weights_that_load(tmp_path: Path) -> None:
     result = run_script("--epochs", "1", "-o", str(tmp_path / "new.pt"))
     assert result.returncode == 0 and "held-back digits" in result.stdout

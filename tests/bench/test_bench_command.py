@@ -87,6 +87,7 @@ def test_peers_are_measured_verified_and_scored(model: str, tmp_path: Path) -> N
     assert "fastest peer" in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_profile_has_every_kernel_and_its_roof(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     # Images so large that the kernels are what takes time, and not the launches between them.

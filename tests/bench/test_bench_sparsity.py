@@ -25,6 +25,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 def test_every_sparsity_has_its_rows(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(NETWORK)
     file = tmp_path / "out.json"

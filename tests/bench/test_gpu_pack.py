@@ -93,6 +93,7 @@ def test_parts_are_one_archive(tmp_path: Path, size: int, count: int) -> None:
             assert found is not None and found.read() == file.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_network_is_built_from_it(unpacked: dict[str, str], tmp_path: Path) -> None:
     code = (
         "import numpy, psutil, pytest, rich.progress, torch, tornado, tvm, tvmopt\n"

@@ -124,6 +124,7 @@ def test_a_list_is_measured_within_its_limits(tmp_path: Path) -> None:
     assert [row["op"] for row in results.read(file)["results"]] == ["conv2d", "gemm"]
 
 
+@pytest.mark.slow
 def test_original_is_left_out_where_it_takes_longer_than_the_limit(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench.kernels", "--op", "gemm", "--shape", "640x1024x1024", "--variants",

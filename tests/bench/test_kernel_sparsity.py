@@ -32,6 +32,7 @@ def test_blocks_are_whole_and_equally_many_in_every_row(columns: int) -> None:
         mask((16, 3, 1, 1), 0.5, 4, np.random.default_rng(0))
 
 
+@pytest.mark.slow
 def test_dense_strategies_and_sparse_kernels_share_a_run(tmp_path: Path) -> None:
     file = tmp_path / "k.json"
     done = subprocess.run(

@@ -49,6 +49,7 @@ def test_variants_and_torch_are_verified_and_set_beside_the_roof(tmp_path: Path)
     assert "T.vectorized" in done.stdout  # --show tir: the last variant of ours, scheduled
 
 
+@pytest.mark.slow
 def test_every_rung_is_timed(tmp_path: Path) -> None:
     file = tmp_path / "k.json"
     done = _run(

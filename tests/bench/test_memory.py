@@ -23,6 +23,7 @@ def test_a_network_holds_its_weights_and_no_compiler(tmp_path: Path, capsys: pyt
     assert "digits_cnn" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_fails_is_named_and_the_run_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert memory.main(["absent.pt2", "digits_cnn", "--contenders", "manual"]) == 1
     printed = capsys.readouterr()

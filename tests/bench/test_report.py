@@ -301,6 +301,7 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert not Path(out).exists()
 
 
+@pytest.mark.slow
 def test_the_bench_writes_one_with_kernels_in_it(tmp_path: Path) -> None:
     out, page_file = tmp_path / "out.json", tmp_path / "page.html"
     done = subprocess.run(

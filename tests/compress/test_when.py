@@ -64,6 +64,7 @@ def test_the_sparsity_is_there_after_training(kind: str, digits: Dataset) -> Non
         assert not stages
 
 
+@pytest.mark.slow
 def test_interrupted_fine_tuning_goes_on(digits: Dataset, tmp_path: Path) -> None:
     model, ended = load_model("digits_cnn"), []
 

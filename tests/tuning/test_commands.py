@@ -48,6 +48,7 @@ def test_bad_input_to_replay_is_one_line(tmp_path: Path, written: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_log_that_replays(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tvmopt.tune", "--kernels", "1", "--trials", "500", "--log-dir", str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})

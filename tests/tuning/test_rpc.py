@@ -122,6 +122,7 @@ def calling(name: str) -> Any:
     return key_module(func.with_body(tirx.Evaluate(tirx.call_extern("int32", name))))
 
 
+@pytest.mark.slow
 def test_a_network_is_tuned_on_two_servers_and_replays(pair: Fleet, tmp_path: Path) -> None:
     import tvmopt
 
@@ -187,6 +188,7 @@ def test_a_candidate_that_computes_something_else_is_seen(pair: Fleet, rules: li
     assert found.status == "wrong"
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_given_up_and_the_last_one_ends_the_run(
     servers: Servers, rules: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +213,7 @@ def test_a_server_that_dies_is_given_up_and_the_last_one_ends_the_run(
     assert any("1 left" in note for note in notes) and any("0 left" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_a_server_of_tvms_own_serves_too(servers: Servers, rules: list[Any]) -> None:
     servers.serve_plain("plain")
     fleet = servers.wait_for("plain", 1)

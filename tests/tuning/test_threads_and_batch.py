@@ -80,6 +80,7 @@ def test_bench_takes_batch_and_threads(batch: int, tmp_path: Path) -> None:
     assert rows[0]["max_abs_err"] < 1e-3
 
 
+@pytest.mark.slow
 def test_tune_takes_batch_and_threads(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tvmopt.tune", "--batch", "8", "--threads", "1", "--trials", "4", "--kernels", "0",
