@@ -21,6 +21,9 @@ UNROLLED = 64
 # Four AVX-512 registers: a longer vector only costs LLVM time to split.
 LONGEST_VECTOR = 64
 
+# Bytes a core takes from L3 in the cycle of a multiply-add: 190 GB/s on two cores of Zen 4 at 3.7 GHz (`bench MODEL
+# --profile` lists it for sets of a few MiB).
+L3_BYTES = 26
 # A parallel launch was measured at 2 microseconds, so two cores pay from 4 on: in that time one core does about this
 # many multiplications and additions (100 GFLOP/s), or moves about this many bytes (15 GB/s).
 PARALLEL_FLOPS = 400_000
@@ -169,17 +172,19 @@ def task_split(
     batch: int,
     machine: Any,
     traffic: Callable[[int, int], float],
+    steps: int,
 ) -> tuple[int, int]:
     """How to cut the work into parallel tasks: (rows of a band, shares of the output channels).
 
-    Of the cuts that keep all cores busy to the end, the one with the least `traffic(band, share)`: bytes that reach
-    a core from beyond its L2. Of equals the coarser, because a task has a start-up cost of its own.
+    The cut that takes the least time: `steps` multiply-adds of a register and `traffic(band, share)`, bytes that reach
+    a core from beyond its L2, both longer by what cores idle at the end. Of equals the coarser, because a task has a
+    start-up cost of its own.
     """
 
     def cost(cut: tuple[int, int]) -> tuple[float, int]:
         band, share = cut
         tasks = batch * share * (extent // band)
-        return round(traffic(band, share) / balanced(tasks, machine.cores), 3), tasks
+        return round((L3_BYTES * steps + traffic(band, share)) / balanced(tasks, machine.cores), 3), tasks
 
     return min(((b, s) for b in bands for s in shares), key=cost)
 

@@ -69,7 +69,8 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
         halo_bytes = 4 * lanes * width * (band + kh - 1)
         return blocks * height / band * halo_bytes * (2 if made and halo_bytes > machine.l1 / 2 else 1)
 
-    band_default, _ = task_split(divisors(height), [blocks], height, n, machine, traffic)
+    steps = n * blocks * height * width * kh * kw
+    band_default, _ = task_split(divisors(height), [blocks], height, n, machine, traffic, steps)
     band = choose("band", divisors(height), band_default)
     ln, lco, ly, lx, _lci = sch.get_loops(output)
     y_band, _y_rows = sch.split(ly, [None, band])

@@ -114,7 +114,8 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
 
     band_options = [b for b in divisors(height) if b % rows == 0]
     share_options = [s for s in divisors(groups) if s <= 4 * machine.cores]
-    band_default, share_default = task_split(band_options, share_options, height, n, machine, traffic)
+    steps = n * out_blocks * height * width * in_blocks * in_lanes * kh * kw
+    band_default, share_default = task_split(band_options, share_options, height, n, machine, traffic, steps)
     band = choose("band", band_options, band_default)
     share = choose("share", share_options, share_default)
     # Input channels a turn: enough that the loop's own instructions vanish beside the multiply-adds.

@@ -80,7 +80,8 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
         return filter_bytes * (down // band) + 2 * input_bytes * share + (0 if fits else 2 * products * share)
 
     shares = [s for s in divisors(out_blocks) if s <= 4 * machine.cores]
-    band_default, share_default = task_split(bands, shares, down, n, machine, traffic)
+    steps = n * a * a * count * out_blocks * channels
+    band_default, share_default = task_split(bands, shares, down, n, machine, traffic, steps)
     band = choose("band", bands, band_default)
     share = choose("share", shares, share_default)
     rows_of_band = count if band == down else band * across

@@ -79,7 +79,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
         band_bytes = kernel.bytes * (band + window[0] - 1) / (n * blocks * height)
         return blocks * height / band * band_bytes * (2 if pad is not None and band_bytes > machine.l1 / 2 else 1)
 
-    band_default, _ = task_split(divisors(height), [blocks], height, n, machine, traffic)
+    band_default, _ = task_split(divisors(height), [blocks], height, n, machine, traffic, steps // lanes)
     band = choose("band", divisors(height), band_default)
 
     ln, lco, ly, lx, _lci = sch.get_loops(output)

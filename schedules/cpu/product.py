@@ -79,7 +79,8 @@ def choose_tiling(
 
     bands = [b for b in divisors(rows) if b % tile_rows == 0]
     shares = [s for s in divisors(groups) if s <= 8 * machine.cores] if rows > 1 else divisors(groups)
-    band_default, share_default = task_split(bands, shares, rows, batch, machine, traffic)
+    steps = batch * rows * panels * depth
+    band_default, share_default = task_split(bands, shares, rows, batch, machine, traffic, steps)
     band = choose("band", bands, band_default)
     share = choose("share", shares, share_default)
     unrolls = [u for u in divisors(inner_depth) if u <= 16]

@@ -96,7 +96,8 @@ def choose_tasks(
         return weights + sizes.input_bytes * sizes.pixels * halo(band) * share
 
     shares = [s for s in divisors(groups) if s <= 4 * machine.cores] if sizes.pixels > 1 else divisors(groups)
-    band_default, share_default = task_split(bands, shares, sizes.pixels, sizes.batch, machine, traffic)
+    steps = sizes.batch * sizes.pixels * sizes.out_blocks * sizes.kept
+    band_default, share_default = task_split(bands, shares, sizes.pixels, sizes.batch, machine, traffic, steps)
     return choose("band", bands, band_default), choose("share", shares, share_default)
 
 
