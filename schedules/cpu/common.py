@@ -24,6 +24,8 @@ LONGEST_VECTOR = 64
 # Bytes a core takes from L3 in the cycle of a multiply-add: 190 GB/s on two cores of Zen 4 at 3.7 GHz (`bench MODEL
 # --profile` lists it for sets of a few MiB).
 L3_BYTES = 26
+# What a task costs by itself: im2col of 111x111 pixels in 1369 tasks took 23 us longer on two cores than in 37.
+TASK_CYCLES = 120
 # A parallel launch was measured at 2 microseconds, so two cores pay from 4 on: in that time one core does about this
 # many multiplications and additions (100 GFLOP/s), or moves about this many bytes (15 GB/s).
 PARALLEL_FLOPS = 400_000
@@ -177,14 +179,14 @@ def task_split(
     """How to cut the work into parallel tasks: (rows of a band, shares of the output channels).
 
     The cut that takes the least time: `steps` multiply-adds of a register and `traffic(band, share)`, bytes that reach
-    a core from beyond its L2, both longer by what cores idle at the end. Of equals the coarser, because a task has a
-    start-up cost of its own.
+    a core from beyond its L2, and each task's own start, all of it longer by what cores idle at the end.
     """
 
     def cost(cut: tuple[int, int]) -> tuple[float, int]:
         band, share = cut
         tasks = batch * share * (extent // band)
-        return round((L3_BYTES * steps + traffic(band, share)) / balanced(tasks, machine.cores), 3), tasks
+        read = L3_BYTES * (steps + TASK_CYCLES * tasks) + traffic(band, share)
+        return round(read / balanced(tasks, machine.cores), 3), tasks
 
     return min(((b, s) for b in bands for s in shares), key=cost)
 
