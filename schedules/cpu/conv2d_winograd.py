@@ -22,10 +22,12 @@ from typing import Any
 
 from tvm.s_tir import Schedule
 
+from tvmopt.graph.strategy import TRANSFORM_CYCLES
 from tvmopt.machine import Machine
 
 from .common import (
     FIRST,
+    L3_BYTES,
     LAST,
     Rung,
     accumulator_tile,
@@ -72,12 +74,13 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     input_bytes = 4 * a * a * channels * count
 
     def traffic(band: int, share: int) -> float:
-        # Filters come in once a band; every share transforms its input anew (writes it, reads it); a band's products
-        # and transformed input should stay in L2.
+        # Filters come in once a band; every share transforms its input anew (makes it, writes it, reads it); a band's
+        # products and transformed input should stay in L2.
         part = band / down
         products = 4 * a * a * count * out_blocks * lanes * part / share
         fits = products + input_bytes * part <= machine.l2
-        return filter_bytes * (down // band) + 2 * input_bytes * share + (0 if fits else 2 * products * share)
+        made = L3_BYTES * TRANSFORM_CYCLES * 2 * a * a * count * channels // lanes
+        return filter_bytes * (down // band) + (made + 2 * input_bytes) * share + (0 if fits else 2 * products * share)
 
     shares = [s for s in divisors(out_blocks) if s <= 4 * machine.cores]
     steps = n * a * a * count * out_blocks * channels
