@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,8 +82,27 @@ def export(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_export_command(tmp_path):
     done = export("digits_cnn", "--variant", "original", "--batch", "2", "-o", "d.so", cwd=tmp_path)
     assert done.returncode == 0 and done.stderr.startswith("d.so: digits_cnn as original, "), done.stderr
+    assert re.search(r"^verified beside PyTorch in fp64: error \d\.\de-0\d of max\|reference\|", done.stderr, re.M)
     assert tvmopt.load(tmp_path / "d.so")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert os.listdir(tmp_path) == ["d.so"]
+
+
+def test_a_wrong_build_is_not_exported(tmp_path, monkeypatch):
+    from tvmopt import variants
+    from tvmopt.errors import VerificationError
+    from tvmopt.export import export_model
+
+    class Wrong:
+        def __init__(self):
+            self.meta = {}
+
+        def __call__(self, image):
+            return torch.zeros(1, 10)
+
+    monkeypatch.setattr(variants, "build_by_options", lambda *arguments: Wrong())
+    with pytest.raises(VerificationError, match=r"digits_cnn as manual is wrong: error 1\.0e\+00"):
+        export_model("digits_cnn", tmp_path / "d.so", variant="manual")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,7 @@ def test_cuda_export_command(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0 and path.is_file(), done.stderr
     assert "to run it: a GPU of sm_90 or later" in done.stderr
+    assert "not verified: no GPU of this kind is here" in done.stderr
     metadata = artifact.read_metadata(path)
     assert metadata["gpu"]["arch"] == "sm_90" and metadata["meta"]["dtype"] == "float16"
 
