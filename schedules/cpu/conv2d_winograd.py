@@ -22,7 +22,6 @@ from typing import Any
 
 from tvm.s_tir import Schedule
 
-from tvmopt.graph.strategy import TRANSFORM_CYCLES
 from tvmopt.machine import Machine
 
 from .common import (
@@ -50,6 +49,10 @@ LADDER = [
     Rung("parallel", "bands of tile rows and shares of the output channels on all cores",
          {"parallel": "no", "band": LAST, "share": FIRST}),
 ]  # fmt: skip
+
+# A register of the input's transform: loaded, combined with three or four others and stored, in two passes; as the plan
+# counts it (tvmopt/graph/strategy.py).
+TRANSFORM_CYCLES = 6
 
 _STAGES = ("pad", "rows_in", "tile_in", "conv2d_winograd", "rows_out", "tile_out")
 
