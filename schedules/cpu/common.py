@@ -185,8 +185,8 @@ def task_split(
     def cost(cut: tuple[int, int]) -> tuple[float, int]:
         band, share = cut
         tasks = batch * share * (extent // band)
-        read = L3_BYTES * (steps + TASK_CYCLES * tasks) + traffic(band, share)
-        return round(read / balanced(tasks, machine.cores), 3), tasks
+        moved = L3_BYTES * (steps + TASK_CYCLES * tasks) + traffic(band, share)
+        return round(moved / balanced(tasks, machine.cores), 3), tasks
 
     return min(((b, s) for b in bands for s in shares), key=cost)
 

@@ -10,6 +10,10 @@ those of GotoBLAS, of which 1024 x 1024 x 1024 shows the steps (share of the pea
              buffer once a chunk; and the rows of a band are copied to where a tile's lie side by side in L1, and not
              in one set of it
 
+Where the weights do not stay in L3 every band of rows takes them from memory, which is what a product of 4096 waited
+for (61% of the peak). Its bands are as tall as a core's part of L3 allows (product.py, `traffic`): 92%, and 2048 went
+from 85% to 94%.
+
 Measured: bench/results/amd-epyc-b521c9/ladders/dense.json
     gemm 1024x1024x1024: unscheduled 1% (unstable), lanes 13% (unstable), tile 48%, unroll 48%, parallel 95%, chunk 92%
 """

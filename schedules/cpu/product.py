@@ -31,7 +31,7 @@ from tvmopt.machine import Machine
 from .common import FIRST, LAST, Rung, accumulator_tile, divisors, task_split, unroll_depth
 
 # What a byte from memory costs beside one from L3: 50 GB/s beside 190 on two cores of Zen 4 (`bench MODEL --profile`
-# lists what it measured), and as much on other servers.
+# lists what it measured).
 MEMORY_COST = 4
 
 LADDER = [

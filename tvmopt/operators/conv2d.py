@@ -85,7 +85,7 @@ class Conv2d:
     def input_steps(self) -> tuple[int, int]:
         """(steps, channels of a step): how the input channels an output depends on are counted, block by block.
 
-        Where the last block is half full or less, steps of half a block or a quarter leave its fill out.
+        Where the last block is not full, steps of half a block or a quarter leave its fill out as far as they can.
         """
         if self.groups > 1:
             return self.window, self.block

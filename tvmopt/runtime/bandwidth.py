@@ -14,6 +14,7 @@ have been disturbed.
 
 from __future__ import annotations
 
+import math
 import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -102,8 +103,6 @@ class Bandwidth:
 
 def rounded(size: int) -> int:
     """The nearest working set that is measured, in bytes."""
-    import math
-
     nearest = 2 ** (round(math.log2(max(size, 1)) * _STEPS_A_DOUBLING) / _STEPS_A_DOUBLING)
     return min(max(round(nearest), _SMALLEST_SET), _LARGEST_SET)
 
