@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import ModelError, UsageError
 
+from .sizes import attention_by_layers
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -92,14 +94,10 @@ def walk(module: nn.Module, inputs: Sequence[Any]) -> tuple[list[Wanted], list[s
 
     kinds = _kinds()
     hooks = [layer.register_forward_hook(note) for layer in module.modules() if type(layer) in kinds]
-    # The fused path of attention calls no layer inside it.
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        with attention_by_layers(), torch.no_grad():
             module(*inputs)
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for hook in hooks:
             hook.remove()
     return list(found), list(left_out)

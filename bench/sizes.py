@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.compress.size import compressed_bytes
@@ -27,13 +28,28 @@ def sizes(module: nn.Module, inputs: Sequence[Any]) -> dict[str, int | None]:
 def flops(module: nn.Module, inputs: Sequence[Any]) -> int | None:
     """Operations of convolutions, matrix products and attention (a multiply-add is two); None where uncountable."""
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
     try:
-        with counter, torch.no_grad():
+        # The CPU's own operator for attention is one that the counter does not know.
+        with counter, attention_by_layers(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             module(*inputs)
     except Exception:
         # The counter hooks into torch's dispatch, which some exported programs do not take; the figure is only shown.
         return None
     return int(counter.get_total_flops())
+
+
+@contextmanager
+def attention_by_layers() -> Iterator[None]:
+    """Where multi-head attention runs layer by layer, and not in eval mode's one operator, which hides them."""
+    import torch
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
