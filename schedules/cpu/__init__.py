@@ -46,7 +46,7 @@ LADDERS = {
     "conv2d_sparse": conv2d_sparse.LADDER,
     "conv2d_sparse_pointwise": sparse_nest.LADDER,
     "dense_sparse": sparse_nest.LADDER,
-    "dense": dense.LADDER,
+    "dense": product.LADDER,
     "batch_matmul": batch_matmul.LADDER,
     "attention": attention.LADDER,
     "rows": rows.LADDER,

@@ -4,7 +4,7 @@ A row is read several times (its peak or mean, the powers or squares, the result
 reductions are in the lanes of one register, which is folded in the middle at the end until two values are left.
 
 Measured: bench/results/amd-epyc-b521c9/ladders/rows.json
-    softmax 2364x197 of the bandwidth: unscheduled 2%, row 6%, parallel 11%
+    softmax 2364x197 of the bandwidth: unscheduled 2%, row 6%, parallel 10%
 """
 
 from __future__ import annotations

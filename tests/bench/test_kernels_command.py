@@ -58,7 +58,7 @@ def test_every_rung_is_timed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = results.read(file)["results"]
     assert [row["variant"] for row in rows] == [
-        f"rung:{name}" for name in ("unscheduled", "lanes", "tile", "unroll", "parallel", "chunk")
+        f"rung:{name}" for name in ("unscheduled", "lanes", "tile", "unroll", "parallel")
     ]
     assert rows[0]["latency_ms"]["median"] > 3 * rows[-1]["latency_ms"]["median"]
     assert rows[1]["choices"]["rows"] == rows[1]["choices"]["vectors"] == 1
