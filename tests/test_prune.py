@@ -23,7 +23,7 @@ def test_a_pruned_model_from_the_command_line_to_the_bench(tmp_path: Path) -> No
     path = tmp_path / "pruned.pt2"
     done = subprocess.run(
         [sys.executable, "-m", "tvmopt.prune", "--method", "block", "--sparsity", "0.5", "--finetune-epochs", "2",
-         "--limit", "300", "-o", str(path)],
+         "--distill", "--limit", "300", "-o", str(path)],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -86,6 +86,7 @@ def test_what_is_cut_out_is_said() -> None:
         (["--method", "block", "--sparsity", "0.9", "--layers", "hiden"], "did you mean hidden"),
         (["--method", "unit", "--sparsity", "0.9", "--layers", "conv1.0"], "take filter-l2"),
         (["--method", "block", "--sparsity", "0.5", "--schedule", "polynomial"], "give --finetune-epochs"),
+        (["--method", "block", "--sparsity", "0.5", "--distill"], "give --finetune-epochs"),
         (["resnet20", "--method", "block", "--sparsity", "0.5", "--finetune-epochs", "1"], "give --dataset"),
         (["resnet20", "--method", "2:4", "--weights", "digits"], "weights digits"),
         (["--method", "block", "--sparsity", "0.5", "--dataset", "nope"], "unknown data set"),

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from tvmopt.data import Dataset, load_dataset
 from tvmopt.errors import DataError, UsageError
 from tvmopt.model import load_model
 from tvmopt.models.digits_cnn import WEIGHTS, digits_cnn
+from tvmopt.training.distill import SHARE, TEMPERATURE, distillation
 from tvmopt.training.loop import evaluate, train
 from tvmopt.training.train_digits import shift
 
@@ -42,6 +44,31 @@ def test_training_learns_reports_and_repeats(digits: Dataset) -> None:
         runs.append([epoch.loss for epoch in history])
     assert runs[0] == pytest.approx(runs[1], rel=1e-4)
     assert history[-1].accuracy > 0.5
+
+
+def test_a_teacher_counts_more_than_the_labels_and_stays_as_it_is(digits: Dataset, tmp_path: Path) -> None:
+    teacher = load_model("digits_cnn").module
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    wrong = Dataset("digits", "train", digits.images, (digits.labels + 1) % 10, digits.classes)
+    torch.manual_seed(0)
+    module = digits_cnn()
+    train(module, wrong, epochs=10, teacher=teacher, checkpoint=tmp_path / "a.ckpt")
+    assert evaluate(module, digits) > 0.8 > 0.2 > evaluate(module, wrong)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    with pytest.raises(DataError, match="with a teacher"):
+        train(module, wrong, epochs=10, checkpoint=tmp_path / "a.ckpt")
+
+
+def test_the_loss_of_distillation_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, taught = torch.randn(2, 5, 3, generator=generator)
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    soft, target = torch.softmax(logits / TEMPERATURE, 1), torch.softmax(taught / TEMPERATURE, 1)
+    divergence = (target * (target / soft).log()).sum(1).mean()
+    hard = -torch.softmax(logits, 1)[range(5), labels].log().mean()
+    expected = SHARE * TEMPERATURE**2 * divergence + (1 - SHARE) * hard
+    torch.testing.assert_close(distillation(logits, taught, labels), expected)
+    torch.testing.assert_close(distillation(taught, taught, labels), (1 - SHARE) * cross_entropy(taught, labels))
 
 
 def test_evaluation_counts_by_hand_and_keeps_the_mode(digits: Dataset) -> None:

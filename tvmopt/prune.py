@@ -46,6 +46,7 @@ class Settings:
     sensitivity: bool = False
     allocation: str = "uniform"
     bfloat16: bool = False
+    distill: bool = False
     output: Path | None = None
 
 
@@ -94,6 +95,7 @@ def prune_model(model: Model, settings: Settings, say: Any = print) -> Pruned | 
         finetuning = Finetuning(
             training, settings.epochs, Schedule(settings.schedule, rounds=settings.epochs), settings.lr,
             seed=settings.seed, validation=held_back, bfloat16=settings.bfloat16,
+            teacher=model.module if settings.distill else None,
             progress=lambda epoch: say(
                 f"epoch {epoch.number} of {settings.epochs}: loss {epoch.loss:.4f}, top-1 {epoch.accuracy:.2%} in "
                 f"training, {epoch.validation or 0:.2%} on {len(held_back or ())} held-back images"
@@ -256,6 +258,8 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--schedule", choices=_SCHEDULES, default="one-shot", help="when the weights go")
     group.add_argument("--lr", type=float, default=1e-3, help="the largest learning rate")
     group.add_argument("--seed", type=int, default=0, help="of the order of the images")
+    group.add_argument("--distill", action="store_true",
+                       help="learn from the answers of the network before pruning, too")  # fmt: skip
     group.add_argument("--bfloat16", action="store_true", help="mixed precision: fast on CPUs that have it")
     group.add_argument("--dataset", metavar="D", help="digits, mnist, fashionmnist, cifar10, cifar100, an image folder "
                        "or a tar archive of one; by default the built-in model's own")  # fmt: skip
@@ -272,6 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError("--finetune-epochs must not be negative, and --lr must be positive")
     if args.schedule in ("polynomial", "iterative") and not args.finetune_epochs:
         raise UsageError(f"--schedule {args.schedule} prunes while training: give --finetune-epochs")
+    if args.distill and not args.finetune_epochs:
+        raise UsageError("--distill is a way to fine-tune: give --finetune-epochs")
     if args.output is None and not (args.sensitivity and args.sparsity is None):
         raise UsageError("give -o FILE.pt2, the file to write")
     if args.allocation != "uniform" and (args.sensitivity or args.sparsity is None):
@@ -281,7 +287,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_options(args)
     settings = Settings(
         args.method, args.sparsity, args.layers, args.skip, args.schedule, args.finetune_epochs, args.lr, args.seed,
-        args.dataset, args.data_dir, args.limit, args.sensitivity, args.allocation, args.bfloat16, args.output,
+        args.dataset, args.data_dir, args.limit, args.sensitivity, args.allocation, args.bfloat16, args.distill,
+        args.output,
     )  # fmt: skip
     from tvmopt.compress.methods import check_sparsity, method_of
     from tvmopt.machine import available_cores, configure_threads

@@ -1,9 +1,11 @@
 """The public ResNet-20 on CIFAR-10, fine-tuned three ways from the same weights: dense, block-sparse, half its filters.
 
-All three see the same images for as many epochs, and of each the epoch is kept that does best on 5,000 training images
-held back; the test images are only measured on. The public weights were trained on the held-back images too, and know
-them until they have been trained without for a while: so no network's epoch is one of the first 30%, in which the
-block-sparse one is not sparse enough yet. The block-sparse one has 80% zeros over all layers that are pruned, in
+The public weights are first trained on these images, which they do not know as JPEG. That network is what all three
+start from, and the teacher of all three: they see the same images for as many epochs with the same loss, and of each
+the epoch is kept that does best on 5,000 training images held back; the test images are only measured on. No epoch is
+one of the first 30%, in which the block-sparse network is not sparse enough yet, and in which the others could be good
+on held-back images that the public weights were trained on. The block-sparse one has 80% zeros over all layers that
+are pruned, in
 blocks of 16 outputs x 1 input, equally many in every 16 outputs of a layer, and fewer in its small layers
 (compress/allocation.py). The last has half of all filters cut out, residual paths included. Each is then built and
 timed.
@@ -97,31 +99,36 @@ def _finetune(settings: Settings, root: Path, images: str, folder: Path, made: M
     from tvmopt.data import load_dataset
     from tvmopt.model import load_model
     from tvmopt.models.resnet20 import ResNet20, project_shortcuts
-    from tvmopt.training.loop import evaluate
+    from tvmopt.training.loop import evaluate, train
     from tvmopt.training.split import hold_back
 
     public = load_model("resnet20", weights=str(root / WEIGHTS))
     whole = load_dataset(images, root, "train", 2000 if settings.quick else None, _SHAPE)
     training, held_back = hold_back(whole, len(whole) // 10 if settings.quick else _HELD_BACK)
     test = load_dataset(images, root, "test", 500 if settings.quick else settings.limit, _SHAPE)
-    before = {"before": evaluate(public.module, test)}
-    say(f"public weights: top-1 {before['before']:.2%} of {len(test)} test images")
+    before = {"public": evaluate(public.module, test)}
+    say(f"public weights: top-1 {before['public']:.2%} of {len(test)} test images; trained on these images first:")
+    adapted = copy.deepcopy(public.module)
+    common = _common(held_back, epochs)
+    train(adapted, training, checkpoint=folder / "adapted.ckpt", **common)
+    before["before"] = evaluate(adapted, test)
+    say(f"what all three start from: top-1 {before['before']:.2%} of {len(test)} test images")
     params = sum(parameter.numel() for parameter in public.module.parameters())
     for name, method in NETWORKS.items():
         if made[name].is_file():
             continue
-        module = copy.deepcopy(public.module)
+        module = copy.deepcopy(adapted)
         shares: float | Mapping[str, float] = FILTERS
         if method == "block-16x1":
-            by_layer = _allocate(public.module)
+            by_layer = _allocate(adapted)
             say("sparsity by layer: " + ", ".join(f"{layer} {share:.0%}" for layer, share in by_layer.items()))
             shares = by_layer
         if method == "structural-l2":
             assert isinstance(module, ResNet20)
             project_shortcuts(module)
         say(f"{name}:")
-        best = _train(module, method, shares, public.example_inputs, training, held_back,
-                      folder / f"{made[name].stem}.ckpt", epochs)  # fmt: skip
+        how = {"checkpoint": folder / f"{made[name].stem}.ckpt", "teacher": adapted, **common}
+        best = _finetune_one(module, method, shares, public.example_inputs, training, how)
         asked = {None: 0.0, "block-16x1": SPARSITY}.get(method, FILTERS)
         scores = {**before, "held back": best, "after": evaluate(module, test)}
         say(f"{name}: top-1 {scores['after']:.2%} of {len(test)} test images")
@@ -143,15 +150,10 @@ def _allocate(module: nn.Module) -> dict[str, float]:
     return erdos_renyi({name: tuple(layer.weight.shape) for name, layer in layers.items()}, SPARSITY)
 
 
-def _train(
-    module: nn.Module, method: str | None, shares: float | Mapping[str, float], inputs: Any, training: Dataset,
-    held_back: Dataset, checkpoint: Path, epochs: int,
-) -> float:  # fmt: skip
-    """Fine-tunes in place, resuming from `checkpoint`; returns top-1 on the held-back images at the epoch kept."""
-    from tvmopt.compress.pruning import Finetuning, prune
-    from tvmopt.compress.schedule import Schedule
+def _common(held_back: Dataset, epochs: int) -> dict[str, Any]:
+    """How every network here is trained; the names are those of `training.loop.train`."""
     from tvmopt.training.augment import crop_and_flip
-    from tvmopt.training.loop import Epoch, evaluate, train
+    from tvmopt.training.loop import Epoch
 
     def progress(epoch: Epoch) -> None:
         say(
@@ -159,17 +161,28 @@ def _train(
             f"{epoch.validation or 0:.2%} held back"
         )
 
-    common: dict[str, Any] = {
+    return {
         "epochs": epochs, "lr": _LR, "batch": 128, "validation": held_back, "augment": crop_and_flip,
-        "checkpoint": checkpoint, "bfloat16": mixes_precision(), "progress": progress,
+        "bfloat16": mixes_precision(), "progress": progress,
     }  # fmt: skip
+
+
+def _finetune_one(
+    module: nn.Module, method: str | None, shares: float | Mapping[str, float], inputs: Any, training: Dataset,
+    how: dict[str, Any],
+) -> float:  # fmt: skip
+    """Fine-tunes in place, resuming from its checkpoint; returns top-1 on the held-back images at the epoch kept."""
+    from tvmopt.compress.pruning import Finetuning, prune
+    from tvmopt.compress.schedule import Schedule
+    from tvmopt.training.loop import evaluate, train
+
     if method is None:
         # As many epochs to choose from as the block-sparse network has (compress/pruning.py).
-        train(module, training, best_from=min(int(_PRUNED_BY * epochs) + 1, epochs), **common)
+        train(module, training, best_from=min(int(_PRUNED_BY * how["epochs"]) + 1, how["epochs"]), **how)
     else:
         schedule = Schedule("polynomial", end=_PRUNED_BY) if method.startswith("block") else Schedule()
-        prune(module, method, shares, inputs, finetuning=Finetuning(training, schedule=schedule, **common))
-    return evaluate(module, held_back)
+        prune(module, method, shares, inputs, finetuning=Finetuning(training, schedule=schedule, **how))
+    return evaluate(module, how["validation"])
 
 
 def _measure(path: Path, options: BuildOptions, settings: Settings, images: str) -> list[Row]:

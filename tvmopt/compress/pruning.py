@@ -33,6 +33,7 @@ class Finetuning:
     augment: Callable[[Any, Any], Any] | None = None
     checkpoint: Path | None = None
     bfloat16: bool = False
+    teacher: nn.Module | None = None
     progress: Callable[[Epoch], None] | None = None
 
 
@@ -95,4 +96,5 @@ def _finetune(
         module, how.training, epochs=how.epochs, lr=how.lr, seed=how.seed, batch=how.batch, validation=how.validation,
         augment=how.augment, progress=how.progress, before_step=set_masks if masked is not None else None,
         best_from=best_from, checkpoint=how.checkpoint, bfloat16=how.bfloat16,
+        teacher=how.teacher,
     )  # fmt: skip

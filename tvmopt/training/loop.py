@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ _EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the data gave. loss: mean cross entropy; accuracy: top-1 while training, in 0..1;
+    """What one pass over the data gave. loss: the mean of what is minimised; accuracy: top-1 while training, in 0..1;
     validation: top-1 on the held-back set, or None; lr: the learning rate at its end."""
 
     number: int
@@ -56,6 +57,7 @@ def train(
     best_from: int | None = None,
     checkpoint: Path | None = None,
     bfloat16: bool = False,
+    teacher: nn.Module | None = None,
 ) -> list[Epoch]:
     """Trains `module` in place by AdamW with a one-cycle (cosine) learning rate; leaves it in eval mode.
 
@@ -66,6 +68,7 @@ def train(
     equals), of this and later ones; None: as it was after the last.
     With `checkpoint`, a file, training that was interrupted goes on after its last whole epoch.
     `bfloat16`: products and convolutions in bfloat16, weights and sums in float32 (mixed precision).
+    `teacher`, a network of the same classes: the loss is mostly to answer as it does (distill.py); it is not changed.
     Returns one `Epoch` per epoch; `progress` is called with each as it ends.
     Errors: `UsageError` for counts below 1, a learning rate that is not positive or `best_from` without a validation
     set, `DataError` for an empty data set, a loss that is not finite or a checkpoint of other training.
@@ -74,6 +77,7 @@ def train(
     from torch.nn.functional import cross_entropy
 
     from tvmopt.training.checkpoint import State
+    from tvmopt.training.distill import distillation
 
     if epochs < 1 or batch < 1 or lr <= 0:
         raise UsageError(f"epochs ({epochs}), batch ({batch}) and learning rate ({lr}) must all be positive")
@@ -86,6 +90,9 @@ def train(
     # As convolutions like it: several times the speed of the usual layout where no library chooses it by itself.
     layout = torch.channels_last
     module.to(memory_format=layout)  # type: ignore[call-overload]
+    if teacher is not None:
+        # A copy, since the caller may go on to change the one it gave, or give the module itself.
+        teacher = copy.deepcopy(teacher).eval().to(device=device, memory_format=layout)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2), pct_start=0.2)
     generator = torch.Generator().manual_seed(seed)
@@ -93,7 +100,8 @@ def train(
         torch.manual_seed(seed)
         state = State(module, optimizer, schedule, generator, best_from)
         if checkpoint is not None:
-            state.resume(checkpoint, f"{epochs} epochs of {count} images in {batch}s, lr {lr}, seed {seed}")
+            taught = ", with a teacher" if teacher is not None else ""
+            state.resume(checkpoint, f"{epochs} epochs of {count} images in {batch}s, lr {lr}, seed {seed}{taught}")
         for number in range(len(state.history) + 1, epochs + 1):
             module.train()
             loss_sum, correct, step = 0.0, 0, (number - 1) * -(-count // batch)
@@ -104,9 +112,16 @@ def train(
                 if augment is not None:
                     images = augment(images, generator)
                 images = images.to(device)
+                if images.ndim == 4:
+                    images = images.to(memory_format=layout)
                 with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                    logits = module(images.to(memory_format=layout) if images.ndim == 4 else images)
-                    loss = cross_entropy(logits, labels)
+                    logits = module(images)
+                    if teacher is None:
+                        loss = cross_entropy(logits, labels)
+                    else:
+                        with torch.no_grad():
+                            answers = teacher(images)
+                        loss = distillation(logits, answers, labels)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
