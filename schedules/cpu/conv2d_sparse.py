@@ -14,7 +14,6 @@ from tvm.sym import detect_linear_equation
 from tvmopt.machine import Machine
 
 from .common import (
-    LONGEST_VECTOR,
     Rung,
     divisors,
     extent,
@@ -57,7 +56,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     most = machine.registers - NO_SUMS
     column_options = [c for c in divisors(width) if c <= most]
     # Of the border every task makes a copy of its own, which it writes and reads once more.
-    row_bytes = 4 * source[1] * source[3] * lanes if pad is None else 3 * 4 * source[2]
+    row_bytes = 4 * source[1] * source[3] * lanes if pad is None else 3 * 4 * source[2] * source[3]
     # A pixel's input is read again for every tap of the window, which the border's rows tell to be so high.
     pixel_bytes = row_bytes / width / (1 if pad is None else 3 * taps**2)
     columns = choose("columns", column_options, largest_tile(column_options, pixel_bytes, machine))
@@ -85,7 +84,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     sch.compute_at(anchor, between[-1], preserve_unit_loops=True)
     if pad is not None:
         place_pad(sch, pad, task, parallel, choose)
-        fill_by_blocks(sch, pad, lanes)
+        fill_by_blocks(sch, pad)
     finish(sch, anchor, output, spatial=5, order=[0, 2, 3, 1, 4], unroll=unroll)
     return sch
 
@@ -97,10 +96,9 @@ def row_stride(sch: Schedule, anchor: Any, pad: Any) -> int:
     return int(detect_linear_equation(index, [block.iter_vars[2].var])[0])
 
 
-def fill_by_blocks(sch: Schedule, pad: Any, lanes: int) -> None:
+def fill_by_blocks(sch: Schedule, pad: Any) -> None:
     """Fill a border's rows block by block and column by column, so that no index is divided out again."""
-    row = sch.get_loops(pad)[-1]
+    *_, row, _lane = sch.get_loops(pad)
     blocks = int(sch.get(pad).reads[0].source.ty.shape[1])
-    if extent(sch, row) == int(sch.get(pad).iter_vars[2].dom.extent) > LONGEST_VECTOR:
-        *_, lane = sch.split(row, [blocks, None, lanes])
-        sch.vectorize(lane)
+    if extent(sch, row) == int(sch.get(pad).iter_vars[2].dom.extent):
+        sch.split(row, [blocks, None])

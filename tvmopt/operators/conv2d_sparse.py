@@ -71,7 +71,7 @@ def _attributes(conv: Conv2d, values: te.Tensor) -> dict[str, object]:
 def conv2d_sparse(data: te.Tensor, values: te.Tensor, offsets: te.Tensor, conv: Conv2d) -> te.Tensor:
     """Stages: `pad` (where there is a border), the anchor `conv2d_sparse`, `crop` (where the width was padded).
 
-    `pad` is (N, rows, I/block * columns * block), all channels of a row side by side: an offset then means the same
+    `pad` is (N, rows, I/block * columns, block), all channels of a row side by side: an offset then means the same
     in any band of rows.
     """
     if conv.is_pointwise:
@@ -86,8 +86,9 @@ def conv2d_sparse(data: te.Tensor, values: te.Tensor, offsets: te.Tensor, conv: 
 
         def read(n: te.PrimExpr, offset: te.PrimExpr, y: te.PrimExpr, x: te.PrimExpr) -> te.PrimExpr:
             row = te.min(bounded(offset, taps), te.const(taps - 1, "int32"))
-            inner = bounded(offset // power(taps), int(border.shape[2]))
-            return border[n, y * sh + row * dilation, x * (sw * block) + inner + g]
+            inner = bounded(offset // power(taps), int(border.shape[2]) * block)
+            outer, lane = inner // block, inner % block
+            return border[n, y * sh + row * dilation, x * sw + outer, lane + g]
     else:
         rows, columns = conv.in_size
 
@@ -107,19 +108,21 @@ def conv2d_sparse(data: te.Tensor, values: te.Tensor, offsets: te.Tensor, conv: 
 
 
 def _border(data: te.Tensor, conv: Conv2d) -> te.Tensor:
-    """The input with its border of zeros, all channels of a row side by side: (N, rows, blocks * columns * block)."""
+    """The input with its border of zeros, all channels of a row side by side: (N, rows, blocks * columns, block).
+
+    The block is an axis of its own: were it part of the row, whether an element is of the border would be asked, and
+    the element copied, lane by lane.
+    """
     top, left, _, _ = conv.padding
     in_h, in_w = conv.in_size
     rows, columns = _extent(conv)
-    block = conv.block
 
-    def element(n: te.Var, y: te.Var, i: te.Var) -> te.PrimExpr:
-        x = i // block % columns
+    def element(n: te.Var, y: te.Var, i: te.Var, lane: te.Var) -> te.PrimExpr:
+        x = i % columns
         inside = te.all(y >= top, y < in_h + top, x >= left, x < in_w + left)
-        value = data[n, i // (columns * block), y - top, x - left, i % block]
-        return te.if_then_else(inside, value, te.const(0, data.dtype))
+        return te.if_then_else(inside, data[n, i // columns, y - top, x - left, lane], te.const(0, data.dtype))
 
-    return te.compute((conv.batch, rows, conv.in_blocks * columns * block), element, name="pad")
+    return te.compute((conv.batch, rows, conv.in_blocks * columns, conv.block), element, name="pad")
 
 
 def _pointwise(data: te.Tensor, values: te.Tensor, offsets: te.Tensor, conv: Conv2d) -> te.Tensor:
