@@ -220,5 +220,6 @@ def _grid(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 KINDS: dict[str, Callable[[Sequence[Path]], str]] = {
     "models": models, "conclusions": conclusions, "kernels": kernels, "kernel-list": kernel_list, "recipe": recipe,
     "tuning": tuning, "memory": memory, "mnist-units": readme_pruning.mnist_mlp, "cifar-resnet20": readme_pruning.cifar,
-    "resnet18-sparse": readme_pruning.resnet18, "sparse-kernels": readme_pruning.kernels, "cuda-proof": readme_cuda.proof,
+    "resnet18-sparse": readme_pruning.resnet18, "sparse-kernels": readme_pruning.kernels,
+    "cuda-proof": readme_cuda.proof,
 }  # fmt: skip

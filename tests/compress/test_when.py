@@ -156,5 +156,8 @@ def test_small_layers_keep_more_and_the_whole_adds_up() -> None:
         assert shares["stem"] <= shares["small"] <= shares["wide"]
     pair = allocation.erdos_renyi({"a": (64, 64, 3, 3), "b": (128, 128, 3, 3)}, 0.8)
     assert (1 - pair["a"]) / (1 - pair["b"]) == pytest.approx((134 / 36864) / (262 / 147456))
+    half = allocation.erdos_renyi({"a": (64, 64, 3, 3), "b": (128, 128, 3, 3)}, 0.8, 0.5)
+    assert (1 - half["a"]) / (1 - half["b"]) == pytest.approx(math.sqrt((134 / 36864) / (262 / 147456)))
+    assert list(allocation.erdos_renyi(shapes, 0.8, 0.0).values()) == [pytest.approx(0.8)] * len(shapes)
     with pytest.raises(UsageError, match=r"less than 0\.98"):
         allocation.erdos_renyi(shapes, 0.99)
