@@ -208,6 +208,7 @@ def test_cuda_targets():
             options.machine()
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_cuda_export_command(tmp_path):
     path = tmp_path / "digits.so"

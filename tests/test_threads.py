@@ -230,12 +230,14 @@ def test_parallel_kernel_has_all_cores():
 
 
 @several
+@pytest.mark.slow
 def test_the_measurement_sees_a_pool_of_one_thread():
     (value,) = efficiencies(1, PLANT="1", TVM_NUM_THREADS="1", SETS="1")
     assert value < 1.05 / CORES
 
 
 @several
+@pytest.mark.slow
 def test_the_measurement_sees_threads_on_one_core():
     # What pinning does where main thread and worker are put on the same core.
     pinned = "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"

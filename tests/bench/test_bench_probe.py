@@ -35,6 +35,7 @@ def test_each_thread_of_the_probe_has_a_core_of_its_own() -> None:
 
 @linux
 @several
+@pytest.mark.slow
 def test_a_probe_that_slept_measures_what_one_at_work_does() -> None:
     """Cores fresh from sleep run at a fraction of their speed for a millisecond: that is not a neighbour."""
     worker = Worker(CORES, worker_command("kernel_worker"))

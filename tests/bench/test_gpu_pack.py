@@ -107,6 +107,7 @@ def test_a_network_is_built_from_it(unpacked: dict[str, str], tmp_path: Path) ->
     assert done.stdout.startswith(unpacked["PYTHONPATH"].split(os.pathsep)[0]) and (tmp_path / "m.so").is_file()
 
 
+@pytest.mark.slow
 def test_the_gpus_tests_are_collected(unpacked: dict[str, str]) -> None:
     done = python(unpacked, "-m", "pytest", "-q", "-m", "cuda", "--collect-only", "-p", "no:cacheprovider", "tests")
     assert done.returncode == 0, done.stdout[-2000:]

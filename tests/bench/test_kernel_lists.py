@@ -103,6 +103,7 @@ def test_the_summary_names_what_is_slow() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_list_is_measured_within_its_limits(tmp_path: Path) -> None:
     factory = tmp_path / "net.py"
     factory.write_text(

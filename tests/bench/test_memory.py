@@ -11,6 +11,7 @@ from bench import memory
 from tvmopt.errors import UsageError
 
 
+@pytest.mark.slow
 def test_a_network_holds_its_weights_and_no_compiler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "memory.json"
     assert memory.main(["digits_cnn", "--contenders", "manual", "--json", str(file)]) == 0

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -16,6 +17,10 @@ from tvmopt.runtime.executable import Compiled
 from tvmopt.runtime.signature import Signature
 from tvmopt.runtime.verify import check
 from tvmopt.variants import schedule_kernels
+
+# How many of a covering array's rows a test takes (None: all). The first rows cover most pairs: each is the one that
+# covers the most that are left.
+some_or_all = pytest.mark.parametrize("count", [16, pytest.param(None, marks=pytest.mark.slow)], ids=["first", "all"])
 
 
 class Side(nn.Module):

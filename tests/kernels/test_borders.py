@@ -47,7 +47,7 @@ def _border_made(lowered: Lowered, functions: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("layers", [_pools(), _depthwise()], ids=["pools", "depthwise"])
-@pytest.mark.parametrize("border", ["read", "made", "avx2"])
+@pytest.mark.parametrize("border", ["read", *(pytest.param(name, marks=pytest.mark.slow) for name in ("made", "avx2"))])
 def test_borders(layers: list[tuple[nn.Module, tuple[int, ...]]], border: str) -> None:
     machine: Machine = detect()
     if border == "avx2" and machine.isa not in ("avx2", "avx512"):

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from bench.covering import Row, covering
-from tests.kernels.support import avx2, compiled, failures, side_by_side
+from tests.kernels.support import avx2, compiled, failures, side_by_side, some_or_all
 from tvmopt.machine import detect
 
 FACTORS: dict[str, list[Any]] = {
@@ -59,11 +59,12 @@ def _run(rows: list[Row], strategies: dict[str, str], machine: Any = None) -> No
     assert not wrong, "\n".join(wrong)
 
 
+@some_or_all
 @pytest.mark.parametrize("strategy", ["direct", "gemm"])
-def test_every_pair_of_boundary_values(strategy: str) -> None:
+def test_every_pair_of_boundary_values(strategy: str, count: int | None) -> None:
     rows = covering(FACTORS, 2, _valid)
     assert len(rows) >= len(FACTORS["in"]) * len(FACTORS["out"])
-    _run(rows, {"conv2d": strategy})
+    _run(rows[:count], {"conv2d": strategy})
 
 
 def test_pairs_on_avx2() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bench.covering import Row, covering
-from tests.kernels.support import avx2, compiled, failures, side_by_side
+from tests.kernels.support import avx2, compiled, failures, side_by_side, some_or_all
 from tvmopt.graph.pipeline import lower_model
 from tvmopt.machine import detect
 from tvmopt.model import Model
@@ -98,8 +98,9 @@ def _run(rows: list[Row], machine: Any = None) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_pair_of_boundary_values() -> None:
-    _run(covering(FACTORS, 2, _valid))
+@some_or_all
+def test_every_pair_of_boundary_values(count: int | None) -> None:
+    _run(covering(FACTORS, 2, _valid)[:count])
 
 
 def test_pairs_on_avx2() -> None:

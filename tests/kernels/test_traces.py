@@ -38,7 +38,9 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize("strategy", ["direct", "gemm", "winograd", "sparse"])
+@pytest.mark.parametrize(
+    "strategy", ["direct", "sparse", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemm", "winograd"))]
+)
 def test_every_trace_survives_the_log(strategy: str) -> None:
     machine = detect()
     model = side_by_side([layer for layer, _ in LAYERS], [shape for _, shape in LAYERS])

@@ -140,6 +140,7 @@ def test_a_network_is_tuned_on_two_servers_and_replays(pair: Fleet, tmp_path: Pa
     torch.testing.assert_close(fast(*model.example_inputs), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_whole_networks_are_timed_and_verified_on_a_server(pair: Fleet) -> None:
     from tvmopt.errors import VerificationError
     from tvmopt.graph.pipeline import lower_model, with_kernels
@@ -249,6 +250,7 @@ def test_bad_fleets_are_one_line(servers: Servers, pair: Fleet) -> None:
             Fleet.parse(tracker, key)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(available_cores() < 2, reason="this process may use one CPU only")
 def test_unequal_machines_under_a_key_are_refused(servers: Servers) -> None:
     servers.serve("mixed", 1)
