@@ -148,7 +148,7 @@ def _search(
             told.note("strategies are as asked for or planned: which is fastest is measured on this machine only")
         elif not goes_on and selected is None and not isinstance(machine, GpuMachine):
             strategies = measure_strategies(model, machine, found, options.strategies, told.note)
-        lowered = lower_model(model, machine, strategies, program=manual.program)
+        lowered = lower_model(model, machine, strategies, like=manual)
         check_selection(selected, lowered.kernels)
         manifest = replace(manifest, strategies={**options.strategies, **lowered.strategies})
         differs = lowered.strategies != manual.strategies

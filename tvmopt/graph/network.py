@@ -9,8 +9,11 @@ import tvm
 from tvm import relax, tirx
 
 from tvmopt.graph.joining import join_steps
-from tvmopt.graph.memory import Life, MemoryPlan, plan_memory
+from tvmopt.graph.memory import ALIGNMENT, Life, MemoryPlan, plan_memory
 from tvmopt.graph.steps import Step, Value
+
+# Attribute of a module whose `main` is called so many times a call, each time for the next part of the batch.
+PARTS = "tvmopt.parts"
 
 # What a variable of `main` stands for: a value, several (nested) ones, or None, which is no tensor.
 _Meaning = Any
@@ -21,7 +24,8 @@ class Network:
     """`main` of a lowered module, step by step.
 
     `weights[i]` is the constant of the value of kind `weight` and index `i`; `plan` has the offset of the value of
-    kind `between` and index `i`, whose life is `lives[i]`.
+    kind `between` and index `i`, whose life is `lives[i]`. All of it is done `parts` times: inputs and outputs are a
+    part of the caller's, which lie one behind the other.
     """
 
     inputs: tuple[Value, ...]
@@ -30,11 +34,13 @@ class Network:
     weights: tuple[tvm.ir.GenericConst, ...]
     lives: tuple[Life, ...]
     plan: MemoryPlan
+    parts: int = 1
 
     def describe(self) -> str:
         """The steps and where their values lie, a line each."""
         between = sum(life.size for life in self.lives)
-        lines = [f"workspace: {self.plan.size} bytes for {len(self.lives)} values of {between} bytes in all"]
+        lines = [f"{self.parts} times:"] if self.parts > 1 else []
+        lines += [f"workspace: {self.plan.size} bytes for {len(self.lives)} values of {between} bytes in all"]
         for number, step in enumerate(self.steps):
             reads, writes = (", ".join(map(self._place, values)) for values in (step.reads, step.writes))
             lines.append(f"{number}: {step.kernel or 'copy'}: {reads} -> {writes}")
@@ -76,17 +82,28 @@ class _Reader:
 
     def network(self) -> Network:
         main = self.module["main"]
+        attributes = self.module.attrs
+        parts = int(attributes[PARTS]) if attributes is not None and PARTS in attributes else 1
         inputs = tuple(self._value("input", i, param.ty) for i, param in enumerate(main.params))
-        self.meanings.update(zip(main.params, inputs, strict=True))
+        self.meanings.update(zip(main.params, map(self._in_place, inputs) if parts > 1 else inputs, strict=True))
         for block in main.body.blocks:
             for binding in block.bindings:
                 if not isinstance(binding, relax.VarBinding):
                     raise Unsupported(f"a {type(binding).__name__}")
                 self.meanings[binding.var] = self._bound(binding.value, binding.var.ty)
-        outputs = self._hand_out(_tensors(self._meaning(main.body.body)))
+        outputs = self._hand_out(_tensors(self._meaning(main.body.body)), whole=parts == 1)
         self.steps = join_steps(self.steps, self.module)
         lives = self._lives()
-        return Network(inputs, outputs, tuple(self.steps), tuple(self.weights), lives, plan_memory(lives))
+        return Network(inputs, outputs, tuple(self.steps), tuple(self.weights), lives, plan_memory(lives), parts)
+
+    def _in_place(self, given: Value) -> Value:
+        """An input's part where kernels can read it: a copy, if not every part begins where they expect."""
+        if given.size % ALIGNMENT == 0:
+            return given
+        copy = replace(given, kind="between", index=self.between)
+        self.between += 1
+        self.steps.append(Step(None, (given,), (copy,)))
+        return copy
 
     def _bound(self, value: tvm.ir.Expr, annotation: tvm.ir.Type) -> _Meaning:
         if not isinstance(value, relax.Call):
@@ -131,18 +148,19 @@ class _Reader:
             raise Unsupported("a value whose shape is not known")
         return Value(kind, index, tuple(int(n) for n in shape), str(annotation.dtype))
 
-    def _hand_out(self, returned: list[Value]) -> tuple[Value, ...]:
+    def _hand_out(self, returned: list[Value], whole: bool) -> tuple[Value, ...]:
         """Makes the values returned outputs, which kernels write directly.
 
         What no kernel of ours writes (an input, a weight) or what is returned a second time is copied, so that no
-        output shares its memory with anything.
+        output shares its memory with anything. So is a part of an output (not `whole`) that may begin anywhere.
         """
         direct: dict[Value, Value] = {}
         outputs, copies = [], []
         for index, value in enumerate(returned):
             output = Value("output", index, value.shape, value.dtype)
             outputs.append(output)
-            if value.kind == "between" and value not in direct:
+            aligned = whole or value.size % ALIGNMENT == 0
+            if value.kind == "between" and value not in direct and aligned:
                 direct[value] = output
             else:
                 copies.append(Step(None, (value,), (output,)))

@@ -5,7 +5,8 @@ gets two functions instead of `main`:
 
 - `main_flat(inputs..., outputs..., table)`: all of them addresses. It calls the kernels one after another, each a
   plain function of pointers in the same library; nothing is allocated or looked up on the way. `table` is an array
-  of addresses, of the workspace and of the weights behind it.
+  of addresses, of the workspace and of the weights behind it. Where a batch is computed in parts (parts.py) there is
+  a loop around the calls.
 - `main_state()`: for the virtual machine, once after loading. It returns the workspace, newly allocated, and the
   weights as they lie in the executable: there is one copy of them.
 """
@@ -71,6 +72,7 @@ def _main(network: Network, kernels: dict[str, tvm.ir.GlobalVar]) -> tirx.PrimFu
     table = tirx.Var("table", _ADDRESS)
     addresses = tirx.decl_buffer((1 + len(network.weights),), _ADDRESS, "addresses")
     workspace = tirx.Var("workspace", _ADDRESS)
+    part = tirx.Var("part", _ADDRESS) if network.parts > 1 else None
     statements: list[tirx.Stmt] = [
         tirx.DeclBuffer(addresses, data=_pointer(table, _ADDRESS)),
         tirx.Bind(workspace, tirx.BufferLoad(addresses, [0])),
@@ -81,8 +83,10 @@ def _main(network: Network, kernels: dict[str, tvm.ir.GlobalVar]) -> tirx.PrimFu
             return workspace + tirx.IntImm(_ADDRESS, network.offset(value))
         if value.kind == "weight":
             return tirx.BufferLoad(addresses, [1 + value.index])
-        # A part of a joined output begins somewhere in it.
-        return (inputs if value.kind == "input" else outputs)[value.index] + tirx.IntImm(_ADDRESS, value.offset)
+        # A part of a joined output begins somewhere in it, and a part of the batch behind those before.
+        given, whole = (inputs, network.inputs) if value.kind == "input" else (outputs, network.outputs)
+        begin = given[value.index] + tirx.IntImm(_ADDRESS, value.offset)
+        return begin if part is None else begin + part * tirx.IntImm(_ADDRESS, whole[value.index].size)
 
     def call(step: Step) -> tirx.Stmt:
         arguments = [_pointer(address(value), value.dtype) for value in (*step.reads, *step.writes)]
@@ -95,7 +99,10 @@ def _main(network: Network, kernels: dict[str, tvm.ir.GlobalVar]) -> tirx.PrimFu
         # The condition first, which is what TVM 0.27 takes, whatever its signature in Python says.
         return tirx.AssertStmt(tirx.EQ(result, tirx.IntImm("int32", 0)), tvm.ir.StringImm("RuntimeError"), failed)
 
-    statements += map(call, network.steps)
+    calls = [call(step) for step in network.steps]
+    if part is not None:
+        calls = [tirx.For(part, 0, network.parts, tirx.ForKind.SERIAL, tirx.SeqStmt(calls))]
+    statements += calls
     return tirx.PrimFunc([*inputs, *outputs, table], tirx.SeqStmt(statements))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +22,10 @@ from tvmopt.graph.gpu_build import GpuBuild, generate, memory_passes, with_threa
 from tvmopt.graph.importer import export_program, import_program
 from tvmopt.graph.kernels import Kernel, extract_kernels
 from tvmopt.graph.legalise import legalise
-from tvmopt.graph.network import Unsupported
+from tvmopt.graph.network import PARTS, Unsupported, read_network
 from tvmopt.graph.nhwc import ChannelsLastLayout
 from tvmopt.graph.one_function import one_function
+from tvmopt.graph.parts import has_a_batch, images_at_once, independent, part_of
 from tvmopt.graph.precision import NarrowPrecision
 from tvmopt.graph.simplify import simplify_passes
 from tvmopt.graph.strategy import DIRECT, PLAN
@@ -54,13 +55,16 @@ class Phase:
 class Lowered:
     """A model in TensorIR: `module` with `main` and one PrimFunc a kernel, all of them still unscheduled.
 
-    `decided` says by what way each convolution was lowered, by its geometry; nothing for TVM's own lowering.
+    `decided` says by what way each convolution was lowered, by its geometry; nothing for TVM's own lowering. `program`
+    is the whole model's. Where the batch is computed in parts (parts.py), `part` is the program that was lowered, and
+    the module says of how many parts (`PARTS`).
     """
 
     program: ExportedProgram
     module: tvm.IRModule
     kernels: list[Kernel]
     decided: Mapping[str, Decision] = field(default_factory=dict)
+    part: ExportedProgram | None = None
 
     @property
     def strategies(self) -> dict[str, str]:
@@ -150,13 +154,14 @@ def lower_model(
     *,
     variant: str = "manual",
     dump_dir: Path | None = None,
-    program: ExportedProgram | None = None,
+    like: Lowered | None = None,
 ) -> Lowered:
     """Import `model` and lower it to unscheduled kernels.
 
     `original` is TVM's default lowering in the user's layout, unless a strategy is asked for, which only our
     operators have. manual and auto are lowered alike where `strategies` are the same: auto's are those that its log
-    has measured (`variants.strategies_of`). `program` is the exported model, where it has been exported before.
+    has measured (`variants.strategies_of`). `like`: the same model lowered before, by other strategies: its programs
+    are taken, and its parts of the batch.
 
     Raises:
         ModelError, UnsupportedOperatorError: the model cannot be imported or lowered; the message names the operator.
@@ -168,20 +173,58 @@ def lower_model(
             "--target cuda --arch sm_90"
         )
     chosen = {**DEFAULT_STRATEGIES, **(strategies or {})}
-    program = program or export_program(model)
+    blocked = uses_blocked_layout(variant, chosen)
+    program = like.program if like is not None else export_program(model)
+    part = like.part if like is not None else None
+    if like is None and blocked and not isinstance(machine, GpuMachine) and has_a_batch(model):
+        # By the plan's strategies, whatever is asked for: a log's kernels are to be found again.
+        size = _size_of_parts(model, _lower(model, program, machine, DEFAULT_STRATEGIES, blocked, None), machine)
+        part = export_program(part_of(model, size)) if size < model.batch else None
+    if part is None:
+        return _lower(model, program, machine, chosen, blocked, dump_dir)
+    lowered = _lower(model, part, machine, chosen, blocked, dump_dir)
+    parts = model.batch // _batch_of(part)
+    kernels = [replace(kernel, calls=kernel.calls * parts) for kernel in lowered.kernels]
+    module = lowered.module.with_attr(PARTS, parts)
+    return replace(lowered, program=program, module=module, kernels=kernels, part=part)
+
+
+def _lower(
+    model: Model, program: ExportedProgram, machine: AnyMachine, strategies: Mapping[str, str], blocked: bool,
+    dump_dir: Path | None,
+) -> Lowered:  # fmt: skip
     module = import_program(program, model.name)
     dump(module, "0-import", dump_dir)
     layout: BlockLayout | ChannelsLastLayout | None = None
-    if uses_blocked_layout(variant, chosen):
+    if blocked:
         if isinstance(machine, GpuMachine):
-            layout = ChannelsLastLayout(machine, chosen)
+            layout = ChannelsLastLayout(machine, strategies)
         else:
-            layout = BlockLayout(machine, chosen)
+            layout = BlockLayout(machine, strategies)
     module = run_phases(module, lowering(layout, model.dtype), machine, dump_dir)
     left = sorted(_unlowered(module))
     if left:
         raise UnsupportedOperatorError(f"{model.name} uses {', '.join(left)}, which TVM cannot lower to kernels")
     return Lowered(program, module, extract_kernels(module), layout.decided if layout is not None else {})
+
+
+def _size_of_parts(model: Model, lowered: Lowered, machine: Machine) -> int:
+    """How many images of the batch are computed at once; all where another size is not clearly faster."""
+    try:
+        network = read_network(lowered.module)
+    except Unsupported:
+        return model.batch
+    flops = {kernel.name: kernel.flops for kernel in lowered.kernels}
+    size = images_at_once(network, flops, model.batch, machine)
+    if size == model.batch or not independent(model, size):
+        return model.batch
+    _log.info("%s: %d images at once, %d times", model.name, size, model.batch // size)
+    return size
+
+
+def _batch_of(program: ExportedProgram) -> int:
+    (first, *_) = program.graph_signature.user_inputs
+    return next(int(node.meta["val"].shape[0]) for node in program.graph.nodes if node.name == first)
 
 
 def _unlowered(module: tvm.IRModule) -> set[str]:
@@ -216,7 +259,7 @@ def build(
 ) -> tvm.runtime.Executable:
     """Compile a lowered and scheduled module: as one function where that can be, else for the virtual machine.
 
-    flat: False where the virtual machine is wanted, which RPC can call.
+    flat: False where the virtual machine is wanted, which RPC can call; it has one part of a batch.
 
     Raises:
         ModelError: TVM's code generator refuses it.

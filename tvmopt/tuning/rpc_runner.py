@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import FleetError, VerificationError
+from tvmopt.graph.network import PARTS
+from tvmopt.graph.parts import part_of
 from tvmopt.graph.pipeline import build, build_for_gpu
 from tvmopt.machine import GpuMachine
 from tvmopt.registry import write_kernels
@@ -179,6 +181,9 @@ def compare_networks(
     """
     from tvmopt.runtime.gpu import digest
 
+    if first.attrs is not None and PARTS in first.attrs:
+        # The virtual machine runs one part of the batch.
+        model = part_of(model, model.batch // int(first.attrs[PARTS]))
     inputs = [tensor.detach().numpy() for tensor in model.example_inputs]
     files, codes = [], []
     with tempfile.TemporaryDirectory(prefix="tvmopt-tune-") as folder:

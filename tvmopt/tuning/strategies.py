@@ -121,7 +121,7 @@ def measure_strategies(
     lowered = lower_model(model, machine, chosen)
     open_ones = [decision.possible for decision in lowered.decided.values() if len(decision.possible) > 1]
     ways = sorted({way for possible in open_ones for way in possible})
-    others = {way: lower_model(model, machine, {**chosen, "conv2d": way}, program=lowered.program) for way in ways}
+    others = {way: lower_model(model, machine, {**chosen, "conv2d": way}, like=lowered) for way in ways}
     streamed = not is_resident(weight_bytes(lowered), machine)
     contenders = candidates(lowered, others)
     if not contenders:
