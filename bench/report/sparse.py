@@ -88,7 +88,7 @@ def _crossovers(group: Group) -> list[Chart]:
         known = [(name, share) for name in names if (share := found[name][against]) is not None]
         data.append(
             {
-                "type": "scatter", "mode": "markers", "name": f"faster than {against}",
+                "type": "scatter", "mode": "markers", "cliponaxis": False, "name": f"faster than {against}",
                 "x": [share * 100 for _, share in known], "y": [style.escaped(name) for name, _ in known],
                 "marker": {"size": 9, "symbol": symbol, "color": style.colour(variant), "line": {"width": 2}},
                 "hovertext": [f"{style.escaped(name)}<br>faster than {against} from {share:.0%} of zeros"
