@@ -5,10 +5,9 @@ start from, and the teacher of all three: they see the same images for as many e
 the epoch is kept that does best on 5,000 training images held back; the test images are only measured on. No epoch is
 one of the first 30%, in which the block-sparse network is not sparse enough yet, and in which the others could be good
 on held-back images that the public weights were trained on. The block-sparse one has 80% zeros over all layers that
-are pruned, in
-blocks of 16 outputs x 1 input, equally many in every 16 outputs of a layer, and fewer in its small layers
-(compress/allocation.py). The last has half of all filters cut out, residual paths included. Each is then built and
-timed.
+are pruned, in blocks of 16 outputs x 1 input, equally many in every 16 outputs of a layer, and fewer in its small
+layers (compress/allocation.py). The last has half of all filters cut out, residual paths included. Each is then built
+and timed.
 
 The images are CIFAR-10's as JPEG, so accuracies are a little below those on the lossless originals.
 """

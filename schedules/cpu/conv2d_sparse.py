@@ -1,7 +1,8 @@
 """Block-sparse convolution (operators/conv2d_sparse.py): sparse_nest.py over the rows and columns of an image.
 
 The border is made per task, in the core's own cache, as for the dense convolution: of the rows it has, TVM knows that a
-kept block lies in as many as the window is high.
+kept block lies in as many as the window is high. It is copied by registers: lane by lane, the copy took most of the
+time at stride 2 (16 to 32 channels, 32x32, 76% zeros: 10.8 us, now 4.1; 128 channels, 56x56, 80%: 347 us, now 226).
 """
 
 from __future__ import annotations

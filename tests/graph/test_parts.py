@@ -17,6 +17,7 @@ from tvmopt.graph.pipeline import lower_model
 from tvmopt.graph.steps import Step, Value
 from tvmopt.machine import Machine, detect
 from tvmopt.model import Model, from_module, load_model
+from tvmopt.tuning.strategies import weight_bytes
 
 BATCH = 6
 MACHINE = Machine("llvm", "a machine", "znver4", "avx512", 2, 16, 32, 32 << 10, 1 << 20, 32 << 20)
@@ -106,6 +107,10 @@ class Mixed(nn.Module):
             return x - x.roll(1, 0)
         if self.how == "mean":
             return torch.relu(x - x.mean(0))
+        if self.how == "little":
+            return x + 1e-5 * x.mean(0)
+        if self.how == "refused" and len(x) != BATCH:
+            raise ValueError("another batch")
         if self.how == "fixed":
             return x.reshape(BATCH, 12).relu()
         if self.how == "summed":
@@ -113,7 +118,7 @@ class Mixed(nn.Module):
         return x.softmax(1)
 
 
-@pytest.mark.parametrize("how", ["neighbours", "mean", "fixed", "summed", "free"])
+@pytest.mark.parametrize("how", ["neighbours", "mean", "little", "refused", "fixed", "summed", "free"])
 def test_only_images_that_do_not_depend_on_each_other_are_parted(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Zeros, of which every part is like the others.
     model = from_module(Mixed(how).eval(), (torch.zeros(BATCH, 3, 4),))
@@ -138,3 +143,13 @@ def test_what_has_no_batch_to_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "images_at_once", lambda *_: 1)
     assert lower_model(load_model("digits_cnn", batch=4), detect(), variant="original").part is None
     assert lower_model(load_model("digits_cnn", batch=4), detect()).part is not None
+
+
+def test_weights_are_counted_once_however_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = _everything()
+    monkeypatch.setattr(pipeline, "images_at_once", lambda *_: BATCH)
+    whole = lower_model(model, detect(), {"conv2d": "direct"})
+    monkeypatch.setattr(pipeline, "images_at_once", lambda *_: 2)
+    parted = lower_model(model, detect(), {"conv2d": "direct"})
+    assert parted.part is not None and whole.part is None
+    assert weight_bytes(parted) == weight_bytes(whole) > 0

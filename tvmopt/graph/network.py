@@ -85,7 +85,7 @@ class _Reader:
         attributes = self.module.attrs
         parts = int(attributes[PARTS]) if attributes is not None and PARTS in attributes else 1
         inputs = tuple(self._value("input", i, param.ty) for i, param in enumerate(main.params))
-        self.meanings.update(zip(main.params, map(self._in_place, inputs) if parts > 1 else inputs, strict=True))
+        self.meanings.update(zip(main.params, map(self._aligned, inputs) if parts > 1 else inputs, strict=True))
         for block in main.body.blocks:
             for binding in block.bindings:
                 if not isinstance(binding, relax.VarBinding):
@@ -96,7 +96,7 @@ class _Reader:
         lives = self._lives()
         return Network(inputs, outputs, tuple(self.steps), tuple(self.weights), lives, plan_memory(lives), parts)
 
-    def _in_place(self, given: Value) -> Value:
+    def _aligned(self, given: Value) -> Value:
         """An input's part where kernels can read it: a copy, if not every part begins where they expect."""
         if given.size % ALIGNMENT == 0:
             return given

@@ -22,7 +22,7 @@ from tvmopt.graph.gpu_build import GpuBuild, generate, memory_passes, with_threa
 from tvmopt.graph.importer import export_program, import_program
 from tvmopt.graph.kernels import Kernel, extract_kernels
 from tvmopt.graph.legalise import legalise
-from tvmopt.graph.network import PARTS, Unsupported, read_network
+from tvmopt.graph.network import PARTS, Unsupported
 from tvmopt.graph.nhwc import ChannelsLastLayout
 from tvmopt.graph.one_function import one_function
 from tvmopt.graph.parts import has_a_batch, images_at_once, independent, part_of
@@ -178,7 +178,10 @@ def lower_model(
     part = like.part if like is not None else None
     if like is None and blocked and not isinstance(machine, GpuMachine) and has_a_batch(model):
         # By the plan's strategies, whatever is asked for: a log's kernels are to be found again.
-        size = _size_of_parts(model, _lower(model, program, machine, DEFAULT_STRATEGIES, blocked, None), machine)
+        planned = _lower(model, program, machine, DEFAULT_STRATEGIES, blocked, None)
+        size = _size_of_parts(model, planned, machine)
+        if size == model.batch and chosen == DEFAULT_STRATEGIES and dump_dir is None:
+            return planned
         part = export_program(part_of(model, size)) if size < model.batch else None
     if part is None:
         return _lower(model, program, machine, chosen, blocked, dump_dir)
@@ -211,7 +214,8 @@ def _lower(
 def _size_of_parts(model: Model, lowered: Lowered, machine: Machine) -> int:
     """How many images of the batch are computed at once; all where another size is not clearly faster."""
     try:
-        network = read_network(lowered.module)
+        # A network in parts has to be one function: the virtual machine has no loop.
+        _, network = one_function(lowered.module)
     except Unsupported:
         return model.batch
     flops = {kernel.name: kernel.flops for kernel in lowered.kernels}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tvmopt.graph.kernels import find_blocks
+from tvmopt.graph.kernels import count_calls, find_blocks
 from tvmopt.graph.pipeline import Lowered, lower_model
 from tvmopt.graph.strategy import PLAN, is_resident
 from tvmopt.machine import threads_environment
@@ -91,12 +91,12 @@ def constant_parameters(lowered: Lowered) -> dict[str, tuple[int, ...]]:
 
 
 def weight_bytes(lowered: Lowered) -> int:
-    """What all kernels' constants take, each kernel's once a call."""
-    constants = constant_parameters(lowered)
+    """What all kernels' constants take, each kernel's once a call; where a batch is computed in parts, once for all."""
+    constants, calls = constant_parameters(lowered), count_calls(lowered.module)
     total = 0
     for kernel in lowered.kernels:
         shapes = [kernel.func.params[i].shape for i in constants.get(kernel.name, ())]
-        total += kernel.calls * sum(_bytes(shape) for shape in shapes)
+        total += calls[kernel.name] * sum(_bytes(shape) for shape in shapes)
     return total
 
 
