@@ -13,9 +13,9 @@ from tvm.s_tir.pipeline import default_s_tir_pipeline
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
 from tvmopt.graph.memory import ALIGNMENT
+from tvmopt.graph.one_launch import on_the_host, one_launch
 
 NAME = "tvmopt"
-_CPU = 1
 
 
 @tvm.transform.module_pass(opt_level=0, name="tvmopt.PlainFunctions")
@@ -31,10 +31,8 @@ def plain_functions(module: tvm.IRModule, _context: tvm.transform.PassContext) -
 def _complete(func: tirx.PrimFunc, name: str) -> tirx.Stmt:
     # LLVM would put all kernels into their caller: one function of many thousand instructions.
     body = tirx.AttrStmt(name, "compute_scope", tvm.ir.StringImm(f"{name}_compute_"), func.body)
-    # Scratch memory comes from a pool of the device's.
-    body = tirx.AttrStmt("default", "device_id", tirx.IntImm("int32", 0), body)
-    body = tirx.AttrStmt("default", "device_type", tirx.IntImm("int32", _CPU), body)
-    for pointer in func.params:
+    body = on_the_host(body)
+    for pointer in (param for param in func.params if isinstance(param.ty, tvm.ir.PointerType)):
         body = tirx.AttrStmt(pointer, "storage_alignment", tirx.IntImm("int32", ALIGNMENT), body)
     # A parallel loop or an allocation that fails returns -1 out of the body.
     return tirx.SeqStmt([body, tirx.Return(tirx.IntImm("int32", 0))])
@@ -42,7 +40,7 @@ def _complete(func: tirx.PrimFunc, name: str) -> tirx.Stmt:
 
 def _pipeline() -> tuple[tvm.transform.Pass, object, object]:
     lower, finish_host, finish_device = default_s_tir_pipeline()
-    return lower, lambda: tvm.transform.Sequential([plain_functions, finish_host()]), finish_device
+    return lower, lambda: tvm.transform.Sequential([one_launch, plain_functions, finish_host()]), finish_device
 
 
 def register() -> str:
