@@ -3,8 +3,8 @@
 Conv 32-64 and dense 9216-128-10 are trained once. From those weights, each sparsity is reached at once, by the
 smallest weights of every layer (masks, held) or by whole filters of the convolutions (cut out, with everything that
 reads them), and the network is fine-tuned for two epochs on the training images. That is without its dropout: a network
-with few weights left has none to do without (at 90% zeros 97.9% in place of 97.3%; smaller batches gave the rest). Top-1 is on the test images, which nothing is chosen by. The published figures
-stand beside ours.
+with few weights left has none to do without (at 90% zeros 97.9% in place of 97.3%; smaller batches gave the rest).
+Top-1 is on the test images, which nothing is chosen by. The published figures stand beside ours.
 """
 
 from __future__ import annotations

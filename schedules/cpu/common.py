@@ -27,7 +27,8 @@ L3_BYTES = 26
 # What a task costs by itself: im2col of 111x111 pixels in 1369 tasks took 23 us longer on two cores than in 37.
 TASK_CYCLES = 120
 # A parallel launch was measured at 2 microseconds, so two cores pay from 4 on: in that time one core does about this
-# many multiplications and additions (100 GFLOP/s), or moves about this many bytes (15 GB/s).
+# many multiplications and additions (100 GFLOP/s), or moves about this many bytes (15 GB/s). Where kernels share a
+# launch (tvmopt/graph/one_launch.py) less would do, but a quarter of these made none of five networks 1% faster.
 PARALLEL_FLOPS = 400_000
 PARALLEL_BYTES = 60_000
 

@@ -5,7 +5,9 @@ barrier between threads that run already takes 0.3 (TVMBackendParallelBarrier). 
 kernels that come one after another are one parallel region: each becomes a plain function of one task, which the region
 calls for every task, and what was outside a parallel loop is a task by itself.
 
-This is done when TVM has lowered the kernels, so that what is inside their loops is what it was.
+This is done when TVM has lowered the kernels, so that what is inside their loops is what it was. Measured on two cores
+of Zen 4, builds with and without it taking turns 400 times: ResNet-20 takes 0.96 of the time and its block-sparse kin
+0.91, ShuffleNetV2 0.976, MobileNetV2 0.986; of networks with longer kernels it is less than can be told.
 """
 
 from __future__ import annotations

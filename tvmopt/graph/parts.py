@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 _SHARE = 0.75
 # Parts must be this much cheaper: small batches fit the kernels' tiles less well, which is not counted.
 _MARGIN = 0.95
-# A kernel's launch on all cores, 2 microseconds (schedules/cpu/common.py), in cycles at 3.7 GHz.
+# A kernel's launch on all cores, 2 microseconds (schedules/cpu/common.py), in cycles at 3.7 GHz. Behind another in one
+# launch (one_launch.py) it is less, so that smaller parts are a little better than is said here.
 _LAUNCH_CYCLES = 7400.0
 
 
