@@ -91,23 +91,30 @@ def _cell(dense: nn.Module, method: str, sparsity: float, training: Dataset, tes
     import torch
     from torch import nn
 
+    from tvmopt.compress.methods import method_of
     from tvmopt.compress.pruning import Finetuning, prune
     from tvmopt.compress.size import size_of
-    from tvmopt.training.loop import evaluate
+    from tvmopt.training.loop import evaluate, train
 
     module, top1 = copy.deepcopy(dense).eval(), []
     for layer in module.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
     name, only = METHODS[method]
-    how = Finetuning(
-        training, EPOCHS, lr=_LR, batch=_BATCH, bfloat16=mixes_precision(),
-        progress=lambda _: top1.append(evaluate(module, test)),
-    )  # fmt: skip
-    prune(
-        module, name, sparsity, (torch.zeros(1, *test.images.shape[1:]),), only=only, finetuning=how,
-        after_pruning=lambda pruned: top1.append(evaluate(pruned, test)),
-    )  # fmt: skip
+    inputs = (torch.zeros(1, *test.images.shape[1:]),)
+    # A cycle of the learning rate an epoch (warm restarts, Loshchilov and Hutter, 2017): what is measured after the
+    # first epoch is a network that was trained to an end.
+    for cycle in range(EPOCHS):
+        how = Finetuning(training, 1, lr=_LR, batch=_BATCH, seed=cycle, bfloat16=mixes_precision())
+        if cycle == 0:
+            after = lambda pruned: top1.append(evaluate(pruned, test))  # noqa: E731
+            prune(module, name, sparsity, inputs, only=only, finetuning=how, after_pruning=after)
+        elif method_of(name).kind == "structural":
+            train(module, training, epochs=1, lr=how.lr, batch=how.batch, seed=how.seed, bfloat16=how.bfloat16)
+        else:
+            # The zeros are the smallest weights: the same masks.
+            prune(module, name, sparsity, inputs, only=only, finetuning=how)
+        top1.append(evaluate(module, test))
     size = size_of(module)
     stages = zip(_STAGES, top1, strict=True)
     say(f"{method} {sparsity:.0%}: " + ", ".join(f"{stage} {value:.2%}" for stage, value in stages))

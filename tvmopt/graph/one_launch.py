@@ -100,35 +100,37 @@ def stages_of(name: str, func: tirx.PrimFunc) -> Stages | None:
             return None
     if not groups or any(_has_parallel(s.body if _is_parallel(s) else s) for group in groups for s in group):
         return None
-    own, shared = _owned(allocations, groups)
+    # A declaration may be another name of an allocation's memory, or a part of it.
+    used = [_variables([*group, *_names_in(group, declarations)]) for group in groups]
+    own: dict[int, list[tirx.AllocBuffer]] = {number: [] for number in range(len(groups))}
+    shared: list[tirx.Buffer] = []
+    for allocation in allocations:
+        users = [number for number in own if _is_in(allocation.buffer, used[number])]
+        if len(users) == 1 and not _is_parallel(groups[users[0]][0]):
+            own[users[0]].append(allocation)
+        elif users:
+            # The tasks of one stage share it, too.
+            shared.append(allocation.buffer)
     if sum(map(_aligned_bytes, shared)) > _SHARED_BYTES or any(buffer.scope() != "global" for buffer in shared):
         return None
     pointers = [tirx.Var(b.name, tvm.ir.PointerType(tvm.ir.PrimType(str(b.dtype)), b.scope())) for b in shared]
-    beginning = [*declarations, *(tirx.DeclBuffer(b, data=p) for b, p in zip(shared, pointers, strict=True))]
+    beginning = [tirx.DeclBuffer(buffer, data=pointer) for buffer, pointer in zip(shared, pointers, strict=True)]
     stages = []
     for number, group in enumerate(groups):
         loop = group[0] if _is_parallel(group[0]) else None
         task = loop.loop_var if loop is not None else tirx.Var("task", _INT32)
         tasks = loop.extent if loop is not None else tirx.IntImm(_INT32, 1)
-        body = [*own[number], *beginning, *([loop.body] if loop is not None else group)]
+        names = _names_in(group, declarations)
+        body = [*own[number], *beginning, *names, *([loop.body] if loop is not None else group)]
         function = tirx.PrimFunc([*func.params, *pointers, task], tirx.SeqStmt(body), func.ret_type, func.attrs)
         stages.append(Stage(f"{name}_stage{number}", function, tasks, loop is not None))
     return Stages(tuple(stages), tuple(shared))
 
 
-def _owned(
-    allocations: Sequence[tirx.AllocBuffer], groups: Sequence[Sequence[tirx.Stmt]]
-) -> tuple[dict[int, list[tirx.Stmt]], list[tirx.Buffer]]:
-    """Which allocations belong to which group alone, and the buffers of the others. Tasks of one stage share theirs."""
-    own: dict[int, list[tirx.Stmt]] = {number: [] for number in range(len(groups))}
-    shared = []
-    for allocation in allocations:
-        users = [number for number, group in enumerate(groups) if any(_uses(s, allocation.buffer) for s in group)]
-        if len(users) == 1 and not _is_parallel(groups[users[0]][0]):
-            own[users[0]].append(allocation)
-        else:
-            shared.append(allocation.buffer)
-    return own, shared
+def _names_in(group: Sequence[tirx.Stmt], declarations: Sequence[tirx.DeclBuffer]) -> list[tirx.DeclBuffer]:
+    """The declarations that `group` needs, in their order."""
+    variables = _variables(group)
+    return [declaration for declaration in declarations if _is_in(declaration.buffer, variables)]
 
 
 @dataclass
@@ -208,7 +210,8 @@ class _Regions:
             arguments = [*call.args, *itertools.islice(places, len(kernel.shared))]
             for stage in kernel.stages:
                 variable, _ = self.used.setdefault(stage.name, (tvm.ir.GlobalVar(stage.name), stage.function))
-                task = tirx.Var("task", _INT32)
+                # Of the dtype of the kernel's own loop.
+                task = tirx.Var("task", stage.function.params[-1].ty)
                 result = tvm.ir.Call(variable, [*arguments, task], ret_ty=_STATUS)
                 fails = tirx.IfThenElse(tirx.NE(result, _int(0)), tirx.BufferStore(failed, _int(1), [0]), None)
                 goes_on = tirx.EQ(tirx.BufferLoad(failed, [0]), _int(0))
@@ -233,7 +236,7 @@ def _int(value: int) -> tvm.ir.Expr:
 
 
 def _loop(task: tirx.Var, tasks: tvm.ir.Expr, body: tirx.Stmt) -> tirx.Stmt:
-    return tirx.For(task, _int(0), tasks, tirx.ForKind.PARALLEL, body)
+    return tirx.For(task, tirx.IntImm(str(task.ty.dtype), 0), tasks, tirx.ForKind.PARALLEL, body)
 
 
 def _pragma(name: str, body: tirx.Stmt) -> tirx.Stmt:
@@ -256,10 +259,15 @@ def _has_parallel(statement: tirx.Stmt) -> bool:
     return any(map(_is_parallel, found))
 
 
-def _uses(statement: tirx.Stmt, buffer: tirx.Buffer) -> bool:
+def _variables(statements: Sequence[tirx.Stmt]) -> list[tirx.Var]:
     found: list[tirx.Var] = []
-    structural_walk(statement, (tirx.Var, found.append))
-    return any(variable.same_as(buffer) for variable in found)
+    for statement in statements:
+        structural_walk(statement, (tirx.Var, found.append))
+    return found
+
+
+def _is_in(buffer: tirx.Buffer, variables: Sequence[tirx.Var]) -> bool:
+    return any(variable.same_as(buffer) for variable in variables)
 
 
 def _called(statement: tirx.Stmt) -> tvm.ir.Call | None:
