@@ -219,7 +219,8 @@ def _grid(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 # Kind -> what makes its Markdown from its files.
 KINDS: dict[str, Callable[[Sequence[Path]], str]] = {
     "models": models, "conclusions": conclusions, "kernels": kernels, "kernel-list": kernel_list, "recipe": recipe,
-    "tuning": tuning, "memory": memory, "mnist-units": readme_pruning.mnist_mlp, "cifar-resnet20": readme_pruning.cifar,
+    "tuning": tuning, "memory": memory, "mnist-prune": readme_pruning.mnist_cnn,
+    "mnist-units": readme_pruning.mnist_mlp, "cifar-resnet20": readme_pruning.cifar,
     "resnet18-sparse": readme_pruning.resnet18, "sparse-kernels": readme_pruning.kernels,
     "cuda-proof": readme_cuda.proof,
 }  # fmt: skip

@@ -12,9 +12,9 @@ two cores' peak, from minute to minute, as the launch takes 1 to 2.6 us), where 
 peak. Its assembly (`bench.kernels --op conv2d --shape 1x576x14x14,576,3,2,1,576 --variants manual --show asm`) has
 little more to give: a tile of 7 pixels is its 63 multiply-adds, each of the 45 inputs loaded once, every other one as
 an operand of its multiply-add, and no register goes by the stack.
-The two larger ones at stride 2 that are under 60% of the bandwidth (96 channels of 112x112, 144 of 56x56: 57 and 56%)
-are the same loop: for 8 pixels 72 multiply-adds and 51 loads, nothing on the stack. Their 44 and 16 us are about the
-arithmetic (23 and 9 us) and the bytes (25 and 9 us) one after the other.
+The two larger ones at stride 2 (96 channels of 112x112, 144 of 56x56: 56 to 65% of the bandwidth, from run to run) are
+the same loop: for 8 pixels 72 multiply-adds and 51 loads, nothing on the stack. Their 38 to 44 and 14 to 16 us are
+about the arithmetic (23 and 9 us) and the bytes (25 and 9 us) one after the other.
 
 It is not fused with the pointwise convolution behind it. At batch 1 there is little to win: all depthwise kernels of
 MobileNetV2 take 0.25 of its 2.92 ms, and their neighbours, which read from L2 what these wrote, are at 85 to 97% of the
