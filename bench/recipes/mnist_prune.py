@@ -25,6 +25,7 @@ SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 # Name in the tables -> method, and the layers it is for (none: all).
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unstructured": ("unstructured", ()),
+    "unstructured, all layers together": ("unstructured-global", ()),
     "filter": ("structural-l2", ("conv1", "conv2")),
 }
 EPOCHS = 2

@@ -117,3 +117,14 @@ def test_what_cannot_be_cut_is_one_line() -> None:
         prune(Everything(), "structural", 0.5, [IMAGE], skip=["nope"])
     with pytest.raises(ModelError, match="no batch norm takes its output"):
         prune(Everything(), "structural-bn", 0.5, [IMAGE])
+
+
+@pytest.mark.parametrize("outputs", [2, 3, 10, 49, 100])
+def test_of_every_layer_one_filter_stays(outputs: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, outputs, 3), nn.ReLU(), nn.Conv2d(outputs, 7, 3), nn.ReLU(), nn.Conv2d(7, 2, 1))
+    prune(net, "structural-l2", 0.999, [IMAGE])
+    assert [net[i].weight.shape[0] for i in (0, 2, 4)] == [1, 1, 2]
+    # The largest is the one that is left, and the rest can't go.
+    with pytest.raises(ModelError, match="can remove nothing"):
+        prune(net, "structural-l2", 0.5, [IMAGE])

@@ -32,8 +32,8 @@ def remove(
 ) -> None:
     """Removes the share `sparsities` of the filters and units of each layer from `module`, in place.
 
-    The smallest by the method's norm go, summed over all layers that have to lose the same one. The last layer's
-    outputs stay, and those of `skip`; with `only`, those of all others.
+    The smallest by the method's norm go, summed over all layers that have to lose the same one. Of every layer at least
+    one stays. The last layer's outputs stay, and those of `skip`; with `only`, those of all others.
     Errors: `UsageError` for names that are no layers, `ModelError` where the network cannot be followed or does not
     run any more: shapes written as numbers in its forward, channels padded by hand, a concatenation flattened into a
     linear layer (whose columns Torch-Pruning 1.6 counts wrongly).
@@ -62,12 +62,13 @@ def remove(
     if method.detail == "bn":
         _need_batch_norms(module, [name for name in found if name not in kept], inputs)
         importance = tp.importance.BNScaleImportance()
-    uniform = isinstance(sparsities, (int, float))
-    ratios = {} if uniform else {found[name]: share for name, share in sparsities.items()}  # type: ignore[union-attr]
+    shares = {} if isinstance(sparsities, float | int) else sparsities
+    overall = sparsities if isinstance(sparsities, float | int) else 0.0
+    ratios = {layer: _leaving_one(shares.get(name, overall), layer) for name, layer in found.items()}
     before = sum(parameter.numel() for parameter in module.parameters())
     try:
         pruner = tp.pruner.BasePruner(
-            module, tuple(inputs), importance, pruning_ratio=sparsities if uniform else 0.0, max_pruning_ratio=1.0,
+            module, tuple(inputs), importance, pruning_ratio=overall, max_pruning_ratio=1.0,
             pruning_ratio_dict=ratios, ignored_layers=[found[name] for name in kept],
         )  # fmt: skip
         pruner.step()
@@ -81,7 +82,19 @@ def remove(
             f"without the filters the network does not run ({one_line(error, 150)}): leave out the layers before "
             "that with --skip, or take masks (filter-l2)"
         ) from error
-    _log.debug("%d of %d parameters left", sum(parameter.numel() for parameter in module.parameters()), before)
+    after = sum(parameter.numel() for parameter in module.parameters())
+    if after == before and max(overall, *shares.values(), 0.0) > 0:
+        raise ModelError(f"{method.name} can remove nothing: the layers that may lose filters have one each, if any")
+    _log.debug("%d of %d parameters left", after, before)
+
+
+def _leaving_one(share: float, layer: nn.Module) -> float:
+    """`share`, or less: Torch-Pruning rounds down what is left, and leaves a layer that would lose all as it is."""
+    outputs = int(getattr(layer, "out_channels", 0) or getattr(layer, "out_features", 0))
+    if not outputs:
+        return share
+    # Halfway to the next, where no rounding of floats matters.
+    return share if int(outputs * (1 - share)) >= 1 else max(1 - 1.5 / outputs, 0.0)
 
 
 def _need_batch_norms(module: nn.Module, names: Sequence[str], inputs: Sequence[Tensor]) -> None:
