@@ -37,6 +37,11 @@ def test_a_figure_below_the_published_one_is_told() -> None:
     assert mnist_prune.worse({**good, **bad}) == ["filter 50% epoch 2: 98.00 against 98.84"]
     # What the source does not have is not compared.
     assert mnist_prune.worse({("filter", 0.95): _cell(0.1, 0.1, 0.1)}) == []
+    together = {("unstructured, all layers together", 0.99): _cell(0.1, 0.3748, 0.4622)}
+    alone = {("unstructured", 0.99): _cell(0.1, 0.3, 0.5)}
+    assert mnist_prune.unmet(good) == mnist_prune.unmet({**alone, **together}) == []
+    assert mnist_prune.unmet(alone) == ["unstructured 99%"] and mnist_prune.unmet(bad) == ["filter 50%"]
+    assert mnist_prune.worse({**alone, **together}) == ["unstructured 99% epoch 1: 30.00 against 37.47"]
     line = mnist_prune.table(good, 4000)[1]
     assert line[:3] == ["unstructured 90%", "10.00% (18.01)", "99.00% (98.13)"] and line[5] == "4.0x"
 
