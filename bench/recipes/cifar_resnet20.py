@@ -46,7 +46,7 @@ _HELD_BACK = 5000
 _LR = 3e-3
 # Of compress/allocation.py. At 1 the first stage, which has few weights and the most pixels, would keep most accuracy
 # and most of its time; at 0 least of both.
-_POWER = 0.5
+_POWER = 0.55
 # Of all steps, those in which the blocks go: what follows, at the full sparsity, is what recovers the accuracy.
 _PRUNED_BY = 0.3
 _SHAPE = (3, 32, 32)
