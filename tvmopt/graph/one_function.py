@@ -6,7 +6,7 @@ gets two functions instead of `main`:
 - `main_flat(inputs..., outputs..., table)`: all of them addresses. It calls the kernels one after another, each a
   plain function of pointers in the same library; nothing is allocated or looked up on the way. `table` is an array
   of addresses, of the workspace and of the weights behind it. Where a batch is computed in parts (parts.py) there is
-  a loop around the calls.
+  a loop around the calls. When it is lowered, the calls are put into one launch on all cores (one_launch.py).
 - `main_state()`: for the virtual machine, once after loading. It returns the workspace, newly allocated, and the
   weights as they lie in the executable: there is one copy of them.
 """

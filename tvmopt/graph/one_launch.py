@@ -22,6 +22,7 @@ from tvm import tirx
 from tvm_ffi import structural_walk
 
 from tvmopt.graph.memory import ALIGNMENT
+from tvmopt.graph.one_function import FUNCTION
 
 # Memory that the stages of a kernel share becomes the network's, for as long as the region lasts: only little of it.
 _SHARED_BYTES = 4096
@@ -54,8 +55,6 @@ class Stages:
 @tvm.transform.module_pass(opt_level=0, name="tvmopt.OneLaunch")
 def one_launch(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
     """Puts kernels that `main_flat` calls one after another into one parallel region; without one nothing changes."""
-    from tvmopt.graph.one_function import FUNCTION
-
     functions = {var.name_hint: (var, func) for var, func in module.functions_items()}
     if FUNCTION not in functions:
         return module
