@@ -131,10 +131,11 @@ def _time(kernel: Kernel, function: Any, machine: Machine, loops: Peak) -> list[
     import numpy as np
     import tvm
 
+    from tvmopt.graph.host_pipeline import compile_kernels
     from tvmopt.graph.kernels import random_integers
 
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    built = tvm.compile(module, target=machine.target()).jit()
+    built = compile_kernels(module, machine.target()).jit()
     generator = np.random.default_rng(0)
     arguments = []
     for parameter in kernel.func.params:

@@ -1,4 +1,4 @@
-"""TVM's lowering of TensorIR to what LLVM takes, with one step more, for kernels that are plain functions of pointers.
+"""TVM's lowering of TensorIR to what LLVM takes, with steps more: sums in registers, one launch, plain functions.
 
 Of a kernel that takes tensors, TVM knows that their memory is aligned and on which device it lies, puts its body into
 a function of its own, and has it return whether it failed. Of one that takes pointers it knows nothing of that, and
@@ -7,6 +7,8 @@ is told here.
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
 from tvm import tirx
 from tvm.s_tir.pipeline import default_s_tir_pipeline
@@ -14,6 +16,7 @@ from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
 from tvmopt.graph.memory import ALIGNMENT
 from tvmopt.graph.one_launch import on_the_host, one_launch
+from tvmopt.graph.registers import locals_on_the_stack
 
 NAME = "tvmopt"
 
@@ -40,7 +43,13 @@ def _complete(func: tirx.PrimFunc, name: str) -> tirx.Stmt:
 
 def _pipeline() -> tuple[tvm.transform.Pass, object, object]:
     lower, finish_host, finish_device = default_s_tir_pipeline()
-    return lower, lambda: tvm.transform.Sequential([one_launch, plain_functions, finish_host()]), finish_device
+    before = [locals_on_the_stack, one_launch, plain_functions]
+    return lower, lambda: tvm.transform.Sequential([*before, finish_host()]), finish_device
+
+
+def compile_kernels(module: tvm.IRModule, target: tvm.target.Target) -> Any:
+    """`tvm.compile` for kernels by themselves, lowered for the CPU as those of a network are."""
+    return tvm.compile(module, target=target, tir_pipeline=register())
 
 
 def register() -> str:

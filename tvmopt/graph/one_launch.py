@@ -13,7 +13,6 @@ of Zen 4, builds with and without it taking turns 400 times: ResNet-20 takes 0.9
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +22,7 @@ from tvm_ffi import structural_walk
 
 from tvmopt.graph.memory import ALIGNMENT
 from tvmopt.graph.one_function import FUNCTION
+from tvmopt.graph.registers import bytes_of
 
 # Memory that the stages of a kernel share becomes the network's, for as long as the region lasts: only little of it.
 _SHARED_BYTES = 4096
@@ -278,6 +278,4 @@ def _called(statement: tirx.Stmt) -> tvm.ir.Call | None:
 
 
 def _aligned_bytes(buffer: tirx.Buffer) -> int:
-    kind = tvm.DataType(str(buffer.dtype))
-    size = math.prod(int(extent) for extent in buffer.shape) * -(-kind.bits * kind.lanes // 8)
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return -(-bytes_of(buffer) // ALIGNMENT) * ALIGNMENT

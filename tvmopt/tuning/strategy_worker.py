@@ -27,8 +27,10 @@ class StrategyWorker:
         import numpy as np
         import tvm
 
+        from tvmopt.graph.host_pipeline import compile_kernels
+
         loaded = tvm.ir.load_json(module)
-        function = tvm.compile(loaded, target=tvm.target.Target(target)).jit()["main"]
+        function = compile_kernels(loaded, tvm.target.Target(target)).jit()["main"]
         generator = np.random.default_rng(0)
 
         def make(index: int) -> Any:

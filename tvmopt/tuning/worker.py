@@ -179,11 +179,10 @@ class Worker:
 
 def compile_kernel(target: Any, module: Any) -> Any:
     """A kernel's module as TVM's executable, for a CPU or a GPU."""
-    import tvm
+    from tvmopt.graph import gpu_pipeline, host_pipeline
 
     if target.kind.name != "cuda":
-        return tvm.compile(module, target=target)
-    from tvmopt.graph import gpu_pipeline
+        return host_pipeline.compile_kernels(module, target)
     from tvmopt.registry import write_kernels
 
     return gpu_pipeline.compile_module(write_kernels(module), target)
