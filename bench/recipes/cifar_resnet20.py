@@ -1,13 +1,13 @@
 """The public ResNet-20 on CIFAR-10, fine-tuned three ways from the same weights: dense, block-sparse, half its filters.
 
 The public weights are first trained on these images, which they do not know as JPEG. That network is what all three
-start from, and the teacher of all three: they see the same images for as many epochs with the same loss, in two cycles
-of the learning rate, and of each the epoch is kept that does best on 5,000 training images held back; the test images
-are only measured on. No epoch is one of the first 30% of the first cycle, in which the block-sparse network is not
-sparse enough yet, and in which the others could be good on held-back images that the public weights were trained on.
-The block-sparse one has 80% zeros over all layers that are pruned, in blocks of 16 outputs x 1 input, equally many in
-every 16 outputs of a layer, and fewer in its small layers (compress/allocation.py). The last has half of all filters
-cut out, residual paths included. Each is then built and timed.
+start from, and the teacher of all three: they see the same images for as many epochs with the same loss, and of each
+the epoch is kept that does best on 5,000 training images held back; the test images are only measured on. No epoch is
+one of the first 30%, in which the block-sparse network is not sparse enough yet, and in which the others could be good
+on held-back images that the public weights were trained on. The block-sparse one has 80% zeros over all layers that
+are pruned, in blocks of 16 outputs x 1 input, equally many in every 16 outputs of a layer, and fewer in its small
+layers (compress/allocation.py). The last has half of all filters cut out, residual paths included. Each is then built
+and timed.
 
 The images are CIFAR-10's as JPEG, so accuracies are a little below those on the lossless originals.
 """
@@ -49,9 +49,6 @@ _LR = 3e-3
 _POWER = 0.55
 # Of all steps, those in which the blocks go: what follows, at the full sparsity, is what recovers the accuracy.
 _PRUNED_BY = 0.3
-# How long the second cycle of the learning rate is (warm restarts, Loshchilov and Hutter, 2017) beside the first: after
-# one, the block-sparse network still gains from more epochs, and the dense one does not.
-_AGAIN = 0.4
 _SHAPE = (3, 32, 32)
 _VARIANTS = ("manual", "auto")
 
@@ -89,11 +86,11 @@ def run(settings: Settings) -> int:
             rows += measured
             facts[name] = _facts(path)
     recipe = {
-        "name": "cifar-resnet20", "dataset": images, "epochs": sum(_cycles(epochs)), "quick": settings.quick,
+        "name": "cifar-resnet20", "dataset": images, "epochs": epochs, "quick": settings.quick,
         "sparsity": SPARSITY, "filters_removed": FILTERS, "networks": facts,
     }  # fmt: skip
     document(settings, machine, recipe, rows)
-    return _show(rows, facts, sum(_cycles(epochs)), settings.markdown)
+    return _show(rows, facts, epochs, settings.markdown)
 
 
 def _finetune(settings: Settings, root: Path, images: str, folder: Path, made: Mapping[str, Path], epochs: int) -> None:
@@ -114,7 +111,8 @@ def _finetune(settings: Settings, root: Path, images: str, folder: Path, made: M
     before = {"public": evaluate(public.module, test)}
     say(f"public weights: top-1 {before['public']:.2%} of {len(test)} test images; trained on these images first:")
     adapted = copy.deepcopy(public.module)
-    train(adapted, training, checkpoint=folder / "adapted.ckpt", **_common(held_back, epochs))
+    common = _common(held_back, epochs)
+    train(adapted, training, checkpoint=folder / "adapted.ckpt", **common)
     before["before"] = evaluate(adapted, test)
     say(f"what all three start from: top-1 {before['before']:.2%} of {len(test)} test images")
     params = sum(parameter.numel() for parameter in public.module.parameters())
@@ -131,13 +129,8 @@ def _finetune(settings: Settings, root: Path, images: str, folder: Path, made: M
             assert isinstance(module, ResNet20)
             project_shortcuts(module)
         say(f"{name}:")
-        best = 0.0
-        for cycle, length in enumerate(_cycles(epochs)):
-            how = {
-                "checkpoint": folder / f"{made[name].stem}{'-again' * cycle}.ckpt", "teacher": adapted, "seed": cycle,
-                **_common(held_back, length),
-            }  # fmt: skip
-            best = _finetune_one(module, method, shares, public.example_inputs, training, how, again=cycle > 0)
+        how = {"checkpoint": folder / f"{made[name].stem}.ckpt", "teacher": adapted, **common}
+        best = _finetune_one(module, method, shares, public.example_inputs, training, how)
         asked = {None: 0.0, "block-16x1": SPARSITY}.get(method, FILTERS)
         scores = {**before, "held back": best, "after": evaluate(module, test)}
         say(f"{name}: top-1 {scores['after']:.2%} of {len(test)} test images")
@@ -159,11 +152,6 @@ def _allocate(module: nn.Module) -> dict[str, float]:
     return erdos_renyi({name: tuple(layer.weight.shape) for name, layer in layers.items()}, SPARSITY, _POWER)
 
 
-def _cycles(epochs: int) -> tuple[int, int]:
-    """The epochs of the two cycles, `epochs` being those of the first."""
-    return epochs, max(1, round(_AGAIN * epochs))
-
-
 def _common(held_back: Dataset, epochs: int) -> dict[str, Any]:
     """How every network here is trained; the names are those of `training.loop.train`."""
     from tvmopt.training.augment import crop_and_flip
@@ -183,31 +171,20 @@ def _common(held_back: Dataset, epochs: int) -> dict[str, Any]:
 
 def _finetune_one(
     module: nn.Module, method: str | None, shares: float | Mapping[str, float], inputs: Any, training: Dataset,
-    how: dict[str, Any], again: bool,
+    how: dict[str, Any],
 ) -> float:  # fmt: skip
-    """One cycle of fine-tuning in place, resuming from its checkpoint; top-1 on the held-back images at the epoch kept.
-
-    again: the second cycle, of a network that is pruned already; it stays as it was where no epoch of this is better.
-    """
-    from tvmopt.compress.methods import method_of
+    """Fine-tunes in place, resuming from its checkpoint; returns top-1 on the held-back images at the epoch kept."""
     from tvmopt.compress.pruning import Finetuning, prune
     from tvmopt.compress.schedule import Schedule
     from tvmopt.training.loop import evaluate, train
 
-    before, weights = evaluate(module, how["validation"]), copy.deepcopy(module.state_dict())
-    if method is None or (again and method_of(method).kind == "structural"):
+    if method is None:
         # As many epochs to choose from as the block-sparse network has (compress/pruning.py).
-        first = 1 if again else min(int(_PRUNED_BY * how["epochs"]) + 1, how["epochs"])
-        train(module, training, best_from=first, **how)
+        train(module, training, best_from=min(int(_PRUNED_BY * how["epochs"]) + 1, how["epochs"]), **how)
     else:
-        # Again, the zeros are the smallest blocks: the same masks.
-        grows = method.startswith("block") and not again
-        schedule = Schedule("polynomial", end=_PRUNED_BY) if grows else Schedule()
+        schedule = Schedule("polynomial", end=_PRUNED_BY) if method.startswith("block") else Schedule()
         prune(module, method, shares, inputs, finetuning=Finetuning(training, schedule=schedule, **how))
-    after = evaluate(module, how["validation"])
-    if again and after < before:
-        module.load_state_dict(weights)
-    return max(before, after) if again else after
+    return evaluate(module, how["validation"])
 
 
 def _measure(path: Path, options: BuildOptions, settings: Settings, images: str) -> list[Row]:

@@ -6,20 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from bench import readme_pruning, results
 from bench.recipes import Settings, cifar_resnet20, mnist_prune, mnist_units, resnet18_sparse
 from bench.recipes.common import Cells
 from bench.recipes.knee import flat_to, knee
 from tests.test_data import write_idx
-from tvmopt.data import Dataset
 from tvmopt.errors import DataError
-from tvmopt.models.resnet20 import ResNet20, project_shortcuts
 from tvmopt.options import BuildOptions
-from tvmopt.training.loop import evaluate
-
-CLASSES = tuple("abcdefghij")
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 
@@ -122,36 +116,6 @@ def test_resnet18_verdicts_tell_what_is_less_than_wanted() -> None:
     assert said[1].endswith(": less than wanted")
     failed = [*rows[:3], {**rows[3], "latency_ms": None}]
     assert len(resnet18_sparse.verdicts(failed)) == 1 and resnet18_sparse.lines(failed)[-1][1] == "failed"
-
-
-@pytest.mark.parametrize("name", list(cifar_resnet20.NETWORKS))
-def test_a_second_cycle_keeps_what_is_pruned_and_is_never_worse(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    module, method = ResNet20().eval(), cifar_resnet20.NETWORKS[name]
-    images, labels = torch.randn(96, 3, 32, 32), torch.randint(10, (96,))
-    inputs = (images[:1],)
-    training = Dataset("made up", "train", images[:64], labels[:64], CLASSES)
-    held_back = Dataset("made up", "train", images[64:], labels[64:], CLASSES)
-    shares = cifar_resnet20._allocate(module) if method == "block-16x1" else cifar_resnet20.FILTERS
-    if method == "structural-l2":
-        project_shortcuts(module)
-
-    def cycle(number: int) -> float:
-        how = {"checkpoint": tmp_path / f"{number}.ckpt", "seed": number, **cifar_resnet20._common(held_back, 1)}
-        # Steps enough for the blocks to go, of which there are fewer at every step.
-        how["batch"] = 8
-        return cifar_resnet20._finetune_one(module, method, shares, inputs, training, how, again=number > 0)
-
-    first = cycle(0)
-    before = {name: value.clone() for name, value in module.named_parameters()}
-    second = cycle(1)
-    after = dict(module.named_parameters())
-    assert second >= first and second == evaluate(module, held_back)
-    assert [value.shape for value in after.values()] == [value.shape for value in before.values()]
-    pruned = list(shares) if isinstance(shares, dict) else []
-    assert all(torch.equal(after[f"{layer}.weight"] == 0, before[f"{layer}.weight"] == 0) for layer in pruned)
-    assert bool(pruned) is (method == "block-16x1")
-    assert all((after[f"{layer}.weight"] == 0).float().mean() > 0.5 for layer in pruned)
 
 
 def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
