@@ -6,8 +6,8 @@ the epoch is kept that does best on 5,000 training images held back; the test im
 one of the first 30%, in which the block-sparse network is not sparse enough yet, and in which the others could be good
 on held-back images that the public weights were trained on. The block-sparse one has 80% zeros over all layers that
 are pruned, in blocks of 16 outputs x 1 input, equally many in every 16 outputs of a layer, and fewer in its small
-layers (compress/allocation.py). The last has half of all filters cut out, residual paths included. Each is then built
-and timed.
+layers (compress/allocation.py). The last has half of all filters cut out, residual paths included. All are then built
+and timed, taking turns.
 
 The images are CIFAR-10's as JPEG, so accuracies are a little below those on the lossless originals.
 """
@@ -24,7 +24,7 @@ from tvmopt.errors import DataError
 
 from .. import statistics, table
 from ..cases import Case
-from ..measure import Data, measure
+from ..measure import Data, measure_together
 from ..results import counted
 from ..turns import Settings as Turns
 from . import Settings
@@ -78,13 +78,8 @@ def run(settings: Settings) -> int:
             settings.options, threads=machine.cores,
             log_dir=settings.options.log_dir if settings.keep_logs else folder / "tuning_logs",
         )  # fmt: skip
-        rows, facts = [], {}
-        for name, path in made.items():
-            measured = _measure(path, options, settings, images)
-            for row in measured:
-                row["model"] = f"resnet20, {name}"
-            rows += measured
-            facts[name] = _facts(path)
+        rows = _measure(made, options, settings, images)
+        facts = {name: _facts(path) for name, path in made.items()}
     recipe = {
         "name": "cifar-resnet20", "dataset": images, "epochs": epochs, "quick": settings.quick,
         "sparsity": SPARSITY, "filters_removed": FILTERS, "networks": facts,
@@ -187,20 +182,24 @@ def _finetune_one(
     return evaluate(module, how["validation"])
 
 
-def _measure(path: Path, options: BuildOptions, settings: Settings, images: str) -> list[Row]:
-    """The rows of manual and auto of one network, auto searched first where a search was asked for."""
+def _measure(made: Mapping[str, Path], options: BuildOptions, settings: Settings, images: str) -> list[Row]:
+    """The rows of manual and auto of the networks, all taking turns; auto searched first where that was asked for."""
     variants = _VARIANTS if settings.trials else _VARIANTS[:1]
     if settings.trials:
         from tvmopt.tune import tune
 
-        say(f"searching schedules for {path.stem}")
-        tune(str(path), trials=settings.trials, time_budget=settings.time_budget_s, options=options)
+        for path in made.values():
+            say(f"searching schedules for {path.stem}")
+            tune(str(path), trials=settings.trials, time_budget=settings.time_budget_s, options=options)
     turns = Turns(samples=settings.samples, time_limit_s=settings.time_limit_s)
     if settings.quick:
         turns = Turns(samples=6, time_limit_s=1.0)
     report: Callable[[str, str], None] = lambda name, text: None  # noqa: E731
     data = Data(images, False, settings.data_dir, 500 if settings.quick else settings.limit)
-    return measure([Case(str(path), variant, options) for variant in variants], turns, data, report)
+    models = [[Case(str(path), variant, options) for variant in variants] for path in made.values()]
+    rows = measure_together(models, turns, data, report)
+    names = [name for name in made for _ in variants]
+    return [{**row, "model": f"resnet20, {name}"} for name, row in zip(names, rows, strict=True)]
 
 
 def _facts(path: Path) -> dict[str, Any]:
