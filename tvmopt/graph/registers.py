@@ -34,7 +34,8 @@ def locals_on_the_stack(module: tvm.IRModule, _context: tvm.transform.PassContex
 
 def _placed(allocation: tirx.AllocBuffer) -> tirx.AllocBuffer:
     buffer = allocation.buffer
-    if buffer.scope() != "local" or bytes_of(buffer) > MOST_BYTES:
+    constant = all(isinstance(extent, tirx.IntImm) for extent in buffer.shape)
+    if buffer.scope() != "local" or not constant or bytes_of(buffer) > MOST_BYTES:
         return allocation
     return tirx.AllocBuffer(buffer, {**dict(allocation.annotations), _ON_THE_STACK: tirx.IntImm("bool", 1)})
 
