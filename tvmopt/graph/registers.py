@@ -16,7 +16,8 @@ import tvm
 from tvm import tirx
 from tvm_ffi import structural_map
 
-# Twice what all registers hold: tiles that cannot be registers are best where TVM aligns them to a line of the cache.
+# Twice what the registers of AVX-512 hold. What is too large for registers stays in the pool, which is aligned to a
+# line of the cache; the stack is to 16 bytes.
 MOST_BYTES = 4096
 # What TVM's LowerTVMBuiltin looks for: such a buffer stays an allocation on the stack.
 _ON_THE_STACK = "disable_lower_builtin"
