@@ -130,6 +130,11 @@ def finish(sch: Schedule, anchor: Any, output: Any, spatial: int, order: Sequenc
     vectorize_unroll(sch, init, spatial - 1)
 
 
+def source(sch: Schedule, anchor: Any) -> Any:
+    """What the anchor reads of its input: the first that is neither offsets nor, after it, weights."""
+    return next(read for read in sch.get(anchor).reads if str(read.source.ty.dtype) != "int32")
+
+
 def source_shape(sch: Schedule, anchor: Any) -> list[int]:
-    """The shape of the input the anchor reads: the first of what it reads that is no weight."""
-    return [int(d) for d in sch.get(anchor).reads[0].source.ty.shape]
+    """The shape of the input the anchor reads."""
+    return [int(d) for d in source(sch, anchor).source.ty.shape]

@@ -7,6 +7,8 @@ pixels in the lanes, here over output channels.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from tvm import te
 
@@ -15,45 +17,49 @@ from tvmopt.operators.conv2d import Conv2d, image, pack_weight
 from tvmopt.operators.extent import padded_extent
 from tvmopt.operators.sparse import Pattern, bounded, compress, describe_offsets, power
 
+# What kept blocks are sorted by, the slowest first: columns of the window, its rows, blocks of channels, channels. Taps
+# that are outside of the image, and skipped, are then next to each other, and the processor foresees it.
+_ORDER = (2, 1, 0, 3)
+
 
 def fits(conv: Conv2d) -> bool:
-    """Whether the strategy is for this convolution: one group, and inputs that come in whole blocks."""
-    return conv.groups == 1
+    """Whether the strategy is for this convolution: one group, and offsets that an int32 holds."""
+    height, width = conv.in_size
+    farthest = conv.in_blocks * height * width * conv.block * math.prod(map(power, conv.kernel))
+    return conv.groups == 1 and farthest < 1 << 31
 
 
-def _needs_border(conv: Conv2d) -> bool:
-    rows, columns = _extent(conv)
-    return any(conv.padding[:2]) or rows > conv.in_size[0] or columns > conv.in_size[1]
-
-
-def _extent(conv: Conv2d) -> tuple[int, int]:
-    """Rows and columns of the input that are read, border included."""
+def _overlaps(conv: Conv2d) -> bool:
+    """Whether the window reaches over an edge of the image."""
     computed = (conv.out_size[0], padded_extent(conv.out_size[1]))
     rows, columns = (
         (size - 1) * stride + (taps - 1) * dilation + 1
         for size, stride, taps, dilation in zip(computed, conv.strides, conv.kernel, conv.dilation, strict=True)
     )
-    return rows, columns
+    return any(conv.padding[:2]) or rows > conv.in_size[0] or columns > conv.in_size[1]
 
 
 def _steps(conv: Conv2d) -> tuple[int, int, int, int]:
     """Distances in the input that is read: of blocks of channels, of the window's rows and columns, of channels.
 
-    Of an input with a border: which row of the window, plus so many times as there are rows the distance in a row.
+    Where the window reaches over the edge, an offset is the distance and behind it two digits, the row and the column
+    of the window: so the distances are so many times as long, and a row and a column also count one of their digit.
     """
     dh, dw = conv.dilation
     if conv.is_pointwise:
         return padded_extent(conv.out_size[0] * conv.out_size[1]) * conv.block, 0, 0, 1
-    if _needs_border(conv):
-        taps = power(conv.kernel[0])
-        return taps * _extent(conv)[1] * conv.block, 1, taps * dw * conv.block, taps
     height, width = conv.in_size
-    return height * width * conv.block, dh * width * conv.block, dw * conv.block, 1
+    steps = height * width * conv.block, dh * width * conv.block, dw * conv.block, 1
+    if not _overlaps(conv):
+        return steps
+    rows, columns = map(power, conv.kernel)
+    block, row, column, lane = (step * rows * columns for step in steps)
+    return block, row + columns, column + 1, lane
 
 
 def pack_sparse_weight(weight: np.ndarray, conv: Conv2d) -> Pattern:
     """Weights (O, I, KH, KW) as the pattern of `conv2d_sparse`, offsets being those of the input it reads."""
-    return compress(pack_weight(weight, conv, plain_input=False), _steps(conv))
+    return compress(pack_weight(weight, conv, plain_input=False), _steps(conv), _ORDER)
 
 
 def _attributes(conv: Conv2d, values: te.Tensor) -> dict[str, object]:
@@ -64,15 +70,15 @@ def _attributes(conv: Conv2d, values: te.Tensor) -> dict[str, object]:
     return {
         **conv.annotations,
         FLOPS_ATTR: 2 * conv.batch * conv.out_channels * height * width * kept * group,
-        OFFSETS_ATTR: describe_offsets(shape, _steps(conv), group),
+        OFFSETS_ATTR: describe_offsets(shape, _steps(conv), group, _ORDER),
     }
 
 
 def conv2d_sparse(data: te.Tensor, values: te.Tensor, offsets: te.Tensor, conv: Conv2d) -> te.Tensor:
-    """Stages: `pad` (where there is a border), the anchor `conv2d_sparse`, `crop` (where the width was padded).
+    """Stages: the anchor `conv2d_sparse`, `crop` (where the width was padded).
 
-    `pad` is (N, rows, I/block * columns, block), all channels of a row side by side: an offset then means the same
-    in any band of rows.
+    No copy of the input with a border is made: what is outside of the image is zero by a condition, of which lowering
+    makes multiply-adds that are left out (graph/borders.py).
     """
     if conv.is_pointwise:
         return _pointwise(data, values, offsets, conv)
@@ -81,20 +87,22 @@ def conv2d_sparse(data: te.Tensor, values: te.Tensor, offsets: te.Tensor, conv: 
     (sh, sw), block = conv.strides, conv.block
     _, kept, group, _ = (int(x) for x in values.shape)
     k, g = te.reduce_axis((0, kept), "k"), te.reduce_axis((0, group), "g")
-    if _needs_border(conv):
-        border, (taps, _), (dilation, _) = _border(data, conv), conv.kernel, conv.dilation
+    (rows, columns), (dh, dw), (top, left, _, _) = conv.in_size, conv.dilation, conv.padding
+    overlaps, digits = _overlaps(conv), tuple(map(power, conv.kernel))
 
-        def read(n: te.PrimExpr, offset: te.PrimExpr, y: te.PrimExpr, x: te.PrimExpr) -> te.PrimExpr:
-            row = te.min(bounded(offset, taps), te.const(taps - 1, "int32"))
-            inner = bounded(offset // power(taps), int(border.shape[2]) * block)
-            outer, lane = inner // block, inner % block
-            return border[n, y * sh + row * dilation, x * sw + outer, lane + g]
-    else:
-        rows, columns = conv.in_size
-
-        def read(n: te.PrimExpr, offset: te.PrimExpr, y: te.PrimExpr, x: te.PrimExpr) -> te.PrimExpr:
-            row, column = offset // (columns * block) % rows, offset // block % columns
-            return data[n, offset // (rows * columns * block), y * sh + row, x * sw + column, offset % block + g]
+    def read(n: te.PrimExpr, offset: te.PrimExpr, y: te.PrimExpr, x: te.PrimExpr) -> te.PrimExpr:
+        distance = offset // math.prod(digits) if overlaps else offset
+        row, column = distance // (columns * block) % rows, distance // block % columns
+        plane = distance // (rows * columns * block)
+        if not overlaps:
+            return data[n, plane, y * sh + row, x * sw + column, distance % block + g]
+        y_in, x_in = y * sh - top, x * sw - left
+        y_tap = y_in + _digit(offset // digits[1], conv.kernel[0]) * dh
+        x_tap = x_in + _digit(offset, conv.kernel[1]) * dw
+        inside = te.all(y_tap >= 0, y_tap < rows, x_tap >= 0, x_tap < columns)
+        # The distance is added to the tap in the corner: the divisions fall away when TVM flattens the index.
+        value = data[n, plane, y_in + row, x_in + column, distance % block + g]
+        return te.if_then_else(inside, value, te.const(0, data.dtype))
 
     out = te.compute(
         (conv.batch, conv.out_blocks, height, computed, conv.block),
@@ -107,22 +115,10 @@ def conv2d_sparse(data: te.Tensor, values: te.Tensor, offsets: te.Tensor, conv: 
     return te.compute((conv.batch, conv.out_blocks, height, width, conv.block), lambda *i: out(*i), name="crop")
 
 
-def _border(data: te.Tensor, conv: Conv2d) -> te.Tensor:
-    """The input with its border of zeros, all channels of a row side by side: (N, rows, blocks * columns, block).
-
-    The block is an axis of its own: were it part of the row, whether an element is of the border would be asked, and
-    the element copied, lane by lane.
-    """
-    top, left, _, _ = conv.padding
-    in_h, in_w = conv.in_size
-    rows, columns = _extent(conv)
-
-    def element(n: te.Var, y: te.Var, i: te.Var, lane: te.Var) -> te.PrimExpr:
-        x = i % columns
-        inside = te.all(y >= top, y < in_h + top, x >= left, x < in_w + left)
-        return te.if_then_else(inside, data[n, i // columns, y - top, x - left, lane], te.const(0, data.dtype))
-
-    return te.compute((conv.batch, rows, conv.in_blocks * columns, conv.block), element, name="pad")
+def _digit(number: te.PrimExpr, extent: int) -> te.PrimExpr:
+    """The last digit, one of `extent`, so written that TVM can tell that it is less."""
+    digit = bounded(number, extent)
+    return digit if power(extent) == extent else te.min(digit, te.const(extent - 1, "int32"))
 
 
 def _pointwise(data: te.Tensor, values: te.Tensor, offsets: te.Tensor, conv: Conv2d) -> te.Tensor:

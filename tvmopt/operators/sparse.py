@@ -6,10 +6,11 @@ with blocks of zeros (the form ELL, "ELLPACK", of Rice and Boisvert, 1985, here 
 over a row's blocks has a constant extent, and a kernel depends on the shape and on the blocks a row, while the
 pattern itself is data: networks pruned differently share schedules and tuning records.
 
-An element is one int32: its distance, in values, from the element that the window's first tap has in channel 0. Where
-the input is read as it is, the element's indices are divided out of it in TE, and the divisions fall away when TVM
-flattens the index. Where a stage before the anchor makes a copy of the input, part by part, TVM must see which part a
-kept block may lie in: there a `bounded` remainder says so, by a power of two, which is a single instruction.
+An element is one int32: its distance, in values, from the element that the window's first tap has in channel 0; behind
+it, where a window reaches over the edge of an image, which tap it is. Where the input is read as it is, the element's
+indices are divided out of it in TE, and the divisions fall away when TVM flattens the index. Where a stage before the
+anchor makes a copy of the input, part by part, TVM must see which part a kept block may lie in: there a `bounded`
+remainder says so, by a power of two, which is a single instruction.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ GROUP = 4
 class Pattern:
     """Which input elements every block of output channels depends on.
 
-    values: (output blocks, kept, group, block) float32; offsets: (output blocks, kept) int32, ascending, in units of
-    one input value, of the first of a block's `group` neighbouring elements.
+    values: (output blocks, kept, group, block) float32; offsets: (output blocks, kept) int32, of the first of a
+    block's `group` neighbouring elements.
     """
 
     values: np.ndarray
@@ -59,20 +60,23 @@ def most_kept(weight: np.ndarray, block: int) -> int | None:
     return int(most) if most < weight[0].size else None
 
 
-def describe_offsets(shape: Sequence[int], steps: Sequence[int], group: int) -> str:
-    """All offsets there can be, as text: of packed weights (output blocks, *shape, block), distances `steps` apart."""
-    *outer, last = zip(shape, steps, strict=True)
-    return ",".join(f"{count}x{step}" for count, step in [*outer, (last[0] // group, last[1] * group)])
+def describe_offsets(shape: Sequence[int], steps: Sequence[int], group: int, order: Sequence[int] = ()) -> str:
+    """All offsets there can be, as text: of packed weights (output blocks, *shape, block), distances `steps` apart.
+
+    Axis by axis as in `shape`, or in the `order` that `compress` sorts a row by.
+    """
+    axes = [*zip(shape[:-1], steps[:-1], strict=True), (shape[-1] // group, steps[-1] * group)]
+    return ",".join(f"{axes[axis][0]}x{axes[axis][1]}" for axis in order or range(len(axes)))
 
 
 def random_offsets(described: str, shape: Sequence[int], generator: np.random.Generator) -> np.ndarray:
-    """Offsets of `shape` (output blocks, kept), drawn from `describe_offsets`'s, ascending in every row."""
+    """Offsets of `shape` (output blocks, kept), drawn from `describe_offsets`'s, every row in the order of these."""
     grid = np.zeros(1, np.int64)
     for count, step in (map(int, axis.split("x")) for axis in described.split(",")):
         grid = (grid[:, None] + np.arange(count) * step).reshape(-1)
     rows, kept = shape
-    chosen = [generator.choice(grid, kept, replace=kept > len(grid)) for _ in range(rows)]
-    return np.sort(np.stack(chosen), axis=-1).astype(np.int32)
+    chosen = [generator.choice(len(grid), kept, replace=kept > len(grid)) for _ in range(rows)]
+    return grid[np.sort(np.stack(chosen), axis=-1)].astype(np.int32)
 
 
 def power(extent: int) -> int:
@@ -85,29 +89,33 @@ def bounded(offset: te.PrimExpr, extent: int) -> te.PrimExpr:
     return offset % power(extent)
 
 
-def compress(packed: np.ndarray, steps: Sequence[int]) -> Pattern:
+def compress(packed: np.ndarray, steps: Sequence[int], order: Sequence[int] = ()) -> Pattern:
     """Packed weights (output blocks, a, b, ..., block), the input channel being the last but one, as a pattern.
 
     `steps` are the distances, in the input, of neighbours along a, b, ... . Blocks of `GROUP` channels are taken where
     they hold no more zeros than blocks of one.
+    order: the axes of a, b, ... that the kept blocks of a row are sorted by, the slowest first; as they are by default.
     """
     kept = kept_elements(packed)
     rows, lanes = packed.shape[0], packed.shape[-1]
-    distance = sum(np.indices(packed.shape[1:-1]) * np.reshape(steps, (-1, *[1] * len(steps))))
+    shape = packed.shape[1:-1]
+    at = np.indices(shape).reshape(len(shape), -1)
+    axes = list(order or range(len(shape)))
+    rank = np.ravel_multi_index(tuple(at[axes]), [shape[axis] for axis in axes])
     group = 1
     if packed.shape[-2] % GROUP == 0:
         quads = kept.reshape(rows, -1, GROUP).any(axis=-1)
         if GROUP * quads.sum(axis=1).max(initial=0) <= kept.reshape(rows, -1).sum(axis=1).max(initial=0):
             group = GROUP
     where = np.asarray(kept.reshape(rows, -1, group).any(axis=-1))
-    starts = np.asarray(distance).reshape(-1, group)[:, 0]
+    starts = (np.asarray(steps) @ at)[::group]
+    in_order = np.argsort(rank[::group])
     blocks = packed.reshape(rows, -1, group, lanes)
     most = max(1, int(where.sum(axis=1).max(initial=0)))
     values = np.zeros((rows, most, group, lanes), np.float32)
     offsets = np.zeros((rows, most), np.int32)
     for row in range(rows):
-        found = np.flatnonzero(where[row])
-        found = found[np.argsort(starts[found], kind="stable")]
+        found = in_order[where[row][in_order]]
         values[row, : len(found)] = blocks[row, found]
         offsets[row, : len(found)] = starts[found]
         # What fills the row up reads where its last block reads: no other part of the input is touched.
