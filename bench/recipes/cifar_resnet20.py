@@ -3,7 +3,7 @@
 The public weights are first trained on these images, which they do not know as JPEG. That network is what all three
 start from, and the teacher of all three: they see the same images for as many epochs with the same loss, and of each
 the epoch is kept that does best on 5,000 training images held back; the test images are only measured on. No epoch is
-one of the first 30%, in which the block-sparse network is not sparse enough yet, and in which the others could be good
+one of the first 40%, in which the block-sparse network is not sparse enough yet, and in which the others could be good
 on held-back images that the public weights were trained on. The block-sparse one has 80% zeros over all layers that
 are pruned, in blocks of 16 outputs x 1 input, equally many in every 16 outputs of a layer, and fewer in its small
 layers (compress/allocation.py). The last has half of all filters cut out, residual paths included. All are then built
@@ -46,9 +46,9 @@ _HELD_BACK = 5000
 _LR = 3e-3
 # Of compress/allocation.py. At 1 the first stage, which has few weights and the most pixels, would keep most accuracy
 # and most of its time; at 0 least of both.
-_POWER = 0.55
+_POWER = 0.65
 # Of all steps, those in which the blocks go: what follows, at the full sparsity, is what recovers the accuracy.
-_PRUNED_BY = 0.3
+_PRUNED_BY = 0.4
 _SHAPE = (3, 32, 32)
 _VARIANTS = ("manual", "auto")
 
