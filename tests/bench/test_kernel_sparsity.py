@@ -45,7 +45,8 @@ def test_dense_strategies_and_sparse_kernels_share_a_run(tmp_path: Path) -> None
     assert {strategy for strategy, _ in rows} >= {"conv2d=direct", "conv2d=gemm", "conv2d=sparse"}
     dense, sparse = rows["conv2d=direct", 0.0], rows["conv2d=sparse", 0.9]
     assert sparse["method"] == "block-16x1" and dense["method"] is None
-    assert sparse["flops"] == pytest.approx(0.1 * dense["flops"], rel=0.02)
+    # Not with the border: of 3 rows of the window at 14 rows of the image, 2 are outside, and so of columns.
+    assert sparse["flops"] == pytest.approx(0.1 * (40 / 42) ** 2 * dense["flops"], rel=0.02)
     assert sparse["latency_ms"]["median"] < dense["latency_ms"]["median"]
     assert "sparse is faster than direct from" in done.stdout
     assert "90% of zeros: 1 kernels bound by arithmetic" in done.stdout or "bound by memory" in done.stdout

@@ -156,6 +156,17 @@ def test_blocks_are_kept_as_they_were_pruned(group: int, width: int) -> None:
     assert (np.diff(order, axis=1) >= 0).all()
 
 
+def test_operations_outside_of_the_image_are_none() -> None:
+    """Of every tap kept, those with the border are left out: counted by a convolution of ones."""
+    layer = nn.Conv2d(16, 16, 3, 2, 1, bias=False)
+    model = side_by_side([nn.Sequential(nn.Conv2d(3, 16, 1), layer)], [(1, 3, 9, 7)])
+    with torch.no_grad():
+        layer.weight[:, 1:] = 0.0
+    inside = nn.functional.conv2d(torch.ones(1, 1, 9, 7), torch.ones(1, 1, 3, 3), stride=2, padding=1).sum()
+    (kernel,) = (one for one in lower_model(model, detect(), STRATEGY).kernels if one.op == "conv2d_sparse")
+    assert kernel.flops == 2 * 16 * int(inside)
+
+
 def test_a_pattern_is_the_matrix() -> None:
     weight = np.random.default_rng(0).standard_normal((40, 33)).astype(np.float32)
     weight[np.random.default_rng(1).random((40, 33)) < 0.9] = 0

@@ -39,6 +39,14 @@ def _overlaps(conv: Conv2d) -> bool:
     return any(conv.padding[:2]) or rows > conv.in_size[0] or columns > conv.in_size[1]
 
 
+def _inside(conv: Conv2d, axis: int) -> float:
+    """The share of (output, tap) of rows (axis 0) or columns (1) whose input is in the image."""
+    size, stride, dilation, taps = conv.in_size[axis], conv.strides[axis], conv.dilation[axis], conv.kernel[axis]
+    begins = np.arange(conv.out_size[axis])[:, None] * stride - conv.padding[axis]
+    at = begins + np.arange(taps) * dilation
+    return float(((at >= 0) & (at < size)).mean())
+
+
 def _steps(conv: Conv2d) -> tuple[int, int, int, int]:
     """Distances in the input that is read: of blocks of channels, of the window's rows and columns, of channels.
 
@@ -63,13 +71,17 @@ def pack_sparse_weight(weight: np.ndarray, conv: Conv2d) -> Pattern:
 
 
 def _attributes(conv: Conv2d, values: te.Tensor) -> dict[str, object]:
-    """Of an anchor: the operations on what is kept, and which offsets there are."""
+    """Of an anchor: the operations on what is kept, and which offsets there are.
+
+    Operations with what lies outside of the image are none; how many there are is taken to be alike for all taps, as
+    which ones are kept is not known here.
+    """
     _, kept, group, _ = (int(x) for x in values.shape)
-    height, width = conv.out_size
+    (height, width), inside = conv.out_size, _inside(conv, 0) * _inside(conv, 1)
     shape = (conv.in_blocks, *conv.kernel, conv.block)
     return {
         **conv.annotations,
-        FLOPS_ATTR: 2 * conv.batch * conv.out_channels * height * width * kept * group,
+        FLOPS_ATTR: round(2 * conv.batch * conv.out_channels * height * width * kept * group * inside),
         OFFSETS_ATTR: describe_offsets(shape, _steps(conv), group, _ORDER),
     }
 
