@@ -67,6 +67,7 @@ def test_every_pair_of_boundary_values(strategy: str, count: int | None) -> None
     _run(rows[:count], {"conv2d": strategy})
 
 
+@pytest.mark.slow
 def test_pairs_on_avx2() -> None:
     if detect().isa not in ("avx2", "avx512"):
         pytest.skip("this CPU has no AVX2")

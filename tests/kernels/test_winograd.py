@@ -66,6 +66,7 @@ def test_every_pair_of_boundary_values(m: int, count: int | None) -> None:
     _run(covering(FACTORS, 2, _valid, seed=m)[:count], strategies={"conv2d": f"winograd-f{m}"})
 
 
+@pytest.mark.slow
 def test_pairs_on_avx2() -> None:
     if detect().isa not in ("avx2", "avx512"):
         pytest.skip("this CPU has no AVX2")

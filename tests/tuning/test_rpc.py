@@ -159,6 +159,7 @@ def test_whole_networks_are_timed_and_verified_on_a_server(pair: Fleet) -> None:
         compare_networks(pair, machine, module, module, other, lowered.strategies)
 
 
+@pytest.mark.slow
 def test_what_crashes_or_hangs_there_costs_one_candidate(pair: Fleet, rules: list[Any]) -> None:
     kernel = make_kernel()
     space = Space(kernel, detect(1), rules)

@@ -66,7 +66,8 @@ def test_a_log_of_one_image_is_not_taken_for_eight(tmp_path: Path, caplog: pytes
     assert log_path_of(_model(8), machine, tmp_path, {}).name.endswith("-b8")
 
 
-@pytest.mark.parametrize("batch", [8, pytest.param(32, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [8, 32])
 def test_bench_takes_batch_and_threads(batch: int, tmp_path: Path) -> None:
     file = tmp_path / "b.json"
     done = subprocess.run(
