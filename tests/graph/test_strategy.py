@@ -115,3 +115,14 @@ def test_a_pruned_network_mixes_strategies_and_computes_the_same() -> None:
     with torch.no_grad():
         wanted = layers.double()(*[x.double() for x in model.example_inputs])
     assert check(built(*model.example_inputs), wanted, strategy=lowered.strategies, top1=False).ok
+
+
+def test_what_an_offset_cannot_hold_is_not_sparse() -> None:
+    """Of a 3x3 window an int32 has room for an input of 2^27 values, an offset naming its tap as well."""
+
+    def sparse(side: int, **asked: str) -> str:
+        conv = Conv2d(1, 128, 16, (side, side), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, 16, 100)
+        return decide(conv, {"conv2d": "plan", **asked}, plain_input=False, resident=True)
+
+    assert sparse(1023) == "sparse" and sparse(1023, conv2d="sparse") == "sparse"
+    assert sparse(1025) != "sparse" and sparse(1025, conv2d="sparse") == "direct"

@@ -56,7 +56,7 @@ def ways(conv: Conv2d, *, plain_input: bool) -> tuple[str, ...]:
         found.append(GEMM)
     if winograd.fits(conv) and not plain_input:
         found += TILES
-    if conv.kept is not None and not plain_input:
+    if conv.kept is not None and not plain_input and conv2d_sparse.fits(conv):
         found.append(SPARSE)
     return tuple(found)
 
