@@ -1,4 +1,4 @@
-"""TVM's lowering of TensorIR to what LLVM takes, with steps more: sums in registers, one launch, plain functions.
+"""TVM's lowering of TensorIR to what LLVM takes, and more: sums in registers, no borders, one launch, plain functions.
 
 Of a kernel that takes tensors, TVM knows that their memory is aligned and on which device it lies, puts its body into
 a function of its own, and has it return whether it failed. Of one that takes pointers it knows nothing of that, and
