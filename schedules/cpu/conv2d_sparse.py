@@ -55,6 +55,8 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     if output is None:
         return None
     stride, taps = row_stride(sch, anchor), window(sch, anchor)
+    # Rows between those that are read come along: a band has not less input for that.
+    span = max(taps, stride)
 
     # Register tile: pixels of one row, and several rows only where a row leaves registers empty.
     most = machine.registers - NO_SUMS
@@ -72,7 +74,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     )  # fmt: skip
     bands = [b for b in divisors(height) if b % rows == 0]
     band, share = choose_tasks(
-        sizes, out_blocks // vectors, bands, lambda b: ((b - 1) * stride + taps) / (b * stride), machine, choose
+        sizes, out_blocks // vectors, bands, lambda b: ((b - 1) * stride + span) / (b * stride), machine, choose
     )
     unroll = choose_turn(kept, choose)
 

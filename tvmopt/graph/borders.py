@@ -22,14 +22,10 @@ from tvm_ffi import structural_equal, structural_map
 _FEWEST_GUARDED = 2
 
 
-@tvm.transform.module_pass(opt_level=0, name="tvmopt.SkipBorders")
-def skip_borders(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+@tirx.transform.prim_func_pass(opt_level=0, name="tvmopt.SkipBorders")
+def skip_borders(func: tirx.PrimFunc, _module: tvm.IRModule, _context: tvm.transform.PassContext) -> tirx.PrimFunc:
     """Turns guarded multiply-adds that stand one after another into guarded groups of them."""
-    updated = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
-    for var, func in module.functions_items():
-        if isinstance(func, tirx.PrimFunc):
-            updated[var] = func.with_body(structural_map(func.body, (tirx.SeqStmt, _grouped)))
-    return updated
+    return func.with_body(structural_map(func.body, (tirx.SeqStmt, _grouped)))
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,12 @@ MOST_BYTES = 4096
 _ON_THE_STACK = "disable_lower_builtin"
 
 
-@tvm.transform.module_pass(opt_level=0, name="tvmopt.LocalsOnTheStack")
-def locals_on_the_stack(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+@tirx.transform.prim_func_pass(opt_level=0, name="tvmopt.LocalsOnTheStack")
+def locals_on_the_stack(
+    func: tirx.PrimFunc, _module: tvm.IRModule, _context: tvm.transform.PassContext
+) -> tirx.PrimFunc:
     """Leaves small buffers of the scope "local" on the stack; before `LowerTVMBuiltin`."""
-    updated = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
-    for var, func in module.functions_items():
-        if isinstance(func, tirx.PrimFunc):
-            updated[var] = func.with_body(structural_map(func.body, (tirx.AllocBuffer, _placed)))
-    return updated
+    return func.with_body(structural_map(func.body, (tirx.AllocBuffer, _placed)))
 
 
 def _placed(allocation: tirx.AllocBuffer) -> tirx.AllocBuffer:
