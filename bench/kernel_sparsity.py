@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 # Operators with sparse kernels: what their dense strategies are called, the first being the one to beat. A strategy
 # that lowers a layer to the same kernel as the first is left out.
 DENSE = {"conv2d": ("conv2d", ("direct", "gemm", "winograd-f2", "winograd-f4")), "gemm": ("dense", ("packed",))}
+# And their sparse ones; that of single weights is for patterns that blocks hold badly.
+SPARSE = {"conv2d": ("sparse", "unstructured"), "gemm": ("sparse", "unstructured")}
 # Methods of pruning -> input channels of a block, which has 16 output channels; 0 for single weights.
 METHODS = {"block-16x1": 1, "block-16x4": 4, "unstructured": 0}
 _ROWS = 16
@@ -53,6 +56,11 @@ def pruned(op: str, shape: str, sparsity: float, method: str) -> Model:
         for weight in (parameter for parameter in model.module.parameters() if parameter.dim() > 1):
             weight.mul_(torch.from_numpy(mask(weight.shape, sparsity, METHODS[method], generator)))
     return model
+
+
+def _is_by(way: str, op: str) -> bool:
+    """Whether `op`, the name of an anchor, is of the strategy `way`."""
+    return way in op
 
 
 def build(
@@ -98,9 +106,10 @@ def build(
         add(whole, way, "manual", lambda found: found != dense.op, {})
     for sparsity in sparsities:
         model = pruned(op, shape, sparsity, method)
+        label = {"sparsity": sparsity, "method": method}
         for variant in (name for name in names if name in ("manual", "auto")):
-            label = {"sparsity": sparsity, "method": method}
-            if add(model, "sparse", variant, lambda found: "sparse" in found, label) is None and variant == "manual":
+            found = [add(model, way, variant, partial(_is_by, way), label) for way in SPARSE[op]]
+            if not any(found) and variant == "manual":
                 raise UsageError(
                     f"--sparsity: {op} {shape} has no sparse kernel (groups, or fewer than 16 channels in)"
                 )

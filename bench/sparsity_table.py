@@ -9,11 +9,12 @@ from typing import Any
 HEADER = ("zeros", "vs direct", "vs best dense")
 # The dense strategies that are blocked and direct, for convolutions and for products.
 _DIRECT = ("conv2d=direct", "dense=packed")
+_SPARSE = ("=sparse", "=unstructured")
 
 
 def is_sparse(row: dict[str, Any]) -> bool:
     """Whether a result is of a sparse kernel."""
-    return bool(row["strategy"].endswith("=sparse"))
+    return bool(row["strategy"].endswith(_SPARSE))
 
 
 def _ms(row: dict[str, Any]) -> float:
@@ -33,13 +34,19 @@ def cells(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> tuple[str, str
     return zeros, f"{direct / _ms(row):.2f}x", f"{best / _ms(row):.2f}x"
 
 
+def _fastest(rows: Sequence[dict[str, Any]]) -> dict[float, dict[str, Any]]:
+    """Sparsity -> manual's faster sparse kernel of one layer."""
+    found = [row for row in rows if is_sparse(row) and row["variant"] == "manual"]
+    return {row["sparsity"]: row for row in sorted(found, key=lambda row: -_ms(row))}
+
+
 def crossover(rows: Sequence[dict[str, Any]], dense: float) -> float | None:
     """The sparsity from which the sparse kernel takes less than `dense` ms; None where that was not seen.
 
     Between the two measured sparsities round it, the time falls in a line. With all measured ones faster, the line
     through the lowest two is followed down, to 0 at least; the lowest itself where there is no such line.
     """
-    points = sorted((row["sparsity"], _ms(row)) for row in rows if is_sparse(row) and row["variant"] == "manual")
+    points = sorted((sparsity, _ms(row)) for sparsity, row in _fastest(rows).items())
     faster = [i for i in range(len(points)) if all(ms < dense for _, ms in points[i:])]
     if not faster:
         return None
@@ -71,15 +78,15 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
     for sparsity in sorted({row["sparsity"] for row in rows if is_sparse(row)}):
         direct, best, shares = [], [], []
         for kernel in by_kernel.values():
-            for row in kernel:
-                if not is_sparse(row) or row["variant"] != "manual" or row["sparsity"] != sparsity:
-                    continue
-                if row["bound"] == "arithmetic":
-                    against = dense_ms(kernel)
-                    direct.append(against[0] / _ms(row))
-                    best.append(against[1] / _ms(row))
-                else:
-                    shares.append(row["peak_fraction"])
+            row = _fastest(kernel).get(sparsity)
+            if row is None:
+                continue
+            if row["bound"] == "arithmetic":
+                against = dense_ms(kernel)
+                direct.append(against[0] / _ms(row))
+                best.append(against[1] / _ms(row))
+            else:
+                shares.append(row["peak_fraction"])
         parts = [f"{sparsity:.0%} of zeros:"]
         if direct:
             parts.append(

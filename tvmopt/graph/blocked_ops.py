@@ -8,6 +8,7 @@ later multiplication by a zero weight would not remove) is only taken over where
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmopt.graph import attention, strategy
+from tvmopt.graph import attention, strategy, unstructured
 from tvmopt.operators import blocking, conv2d_sparse
 from tvmopt.operators import conv2d_winograd as winograd
 from tvmopt.operators.conv2d import Conv2d, pack_depthwise_weight, pack_weight
@@ -26,6 +27,7 @@ from tvmopt.operators.conv2d_gemm import conv2d_gemm, pack_gemm_weight
 from tvmopt.operators.dense import dense, pack_dense_weight
 from tvmopt.operators.dense_sparse import dense_sparse, pack_sparse_dense_weight
 from tvmopt.operators.sparse import most_kept
+from tvmopt.operators.unstructured import scattered
 
 if TYPE_CHECKING:
     from tvmopt.graph.blocking import Blocker, Value
@@ -80,10 +82,13 @@ def conv2d(state: Blocker, call: relax.Call) -> Value | None:
         return _value(out, conv.out_channels)
     # A 3-channel image is not filled up to a block: it is brought into the layout by the padding stage.
     plain_input = state.value(data).blocked is None and channels < state.block and conv.groups == 1
-    source = state.plain(data) if plain_input else state.blocked(data)
-    if conv.groups == 1 and not plain_input:
-        conv = dataclasses.replace(conv, kept=most_kept(kernel, state.block))
+    if conv.groups == 1:
+        kept = None if plain_input else most_kept(kernel, state.block)
+        conv = dataclasses.replace(conv, kept=kept, nonzeros=scattered(kernel, state.block))
     way = state.decide(conv, plain_input=plain_input)
+    if way == strategy.UNSTRUCTURED:
+        return _value(None, 0, unstructured.convolution(state, state.plain(data), weight, kernel, conv))
+    source = state.plain(data) if plain_input else state.blocked(data)
     if way in strategy.TILES:
         m = strategy.TILES[way]
         packed = state.weight(
@@ -118,8 +123,10 @@ def sparse_anchor(
 
 
 def _dense_way(state: Blocker, left: relax.Expr, weight: np.ndarray) -> str:
-    rows = math.prod(_shape(left)[:-1])
-    return strategy.decide_dense(most_kept(weight.T, state.block), weight.shape[0], rows, state.strategies)
+    transposed = weight.T
+    shape = math.prod(_shape(left)[:-1]), *weight.shape
+    kept, nonzeros = most_kept(transposed, state.block), scattered(transposed, state.block)
+    return strategy.decide_dense(kept, nonzeros, shape, state.strategies)
 
 
 def matmul(state: Blocker, call: relax.Call) -> Value | None:
@@ -128,17 +135,19 @@ def matmul(state: Blocker, call: relax.Call) -> Value | None:
     if not _is_float32(left, right) or len(_shape(left)) < 2:
         return None
     weight = _constant(right)
-    if weight is not None and weight.ndim == 2 and _dense_way(state, left, weight) == strategy.SPARSE:
-        out = sparse_anchor(
-            state, right, lambda: pack_sparse_dense_weight(weight, state.block), dense_sparse, state.plain(left),
-            columns=weight.shape[1],
-        )  # fmt: skip
-        return _value(None, 0, out)
-    if weight is not None and weight.ndim == 2:
-        packed = state.weight((right, "dense"), lambda: pack_dense_weight(weight, state.block))
-        return _value(None, 0, state.anchor(dense, state.plain(left), packed, columns=weight.shape[1]))
-    out = attention.product(state, call) if weight is None else None
-    return _value(None, 0, out) if out is not None else None
+    if weight is None:
+        out = attention.product(state, call)
+        return _value(None, 0, out) if out is not None else None
+    if weight.ndim != 2:
+        return None
+    way, data, columns = _dense_way(state, left, weight), state.plain(left), weight.shape[1]
+    if way == strategy.SPARSE:
+        pack = functools.partial(pack_sparse_dense_weight, weight, state.block)
+        return _value(None, 0, sparse_anchor(state, right, pack, dense_sparse, data, columns=columns))
+    if way == strategy.UNSTRUCTURED:
+        return _value(None, 0, unstructured.product(state, data, right, weight))
+    packed = state.weight((right, "dense"), lambda: pack_dense_weight(weight, state.block))
+    return _value(None, 0, state.anchor(dense, data, packed, columns=columns))
 
 
 def _is_blocked(state: Blocker, expr: relax.Expr) -> bool:

@@ -23,6 +23,7 @@ from tvmopt.graph.fold import rebuild
 from tvmopt.machine import AnyMachine, Machine
 from tvmopt.operators import blocking
 from tvmopt.operators.sparse import Pattern
+from tvmopt.operators.unstructured import Rows
 
 if TYPE_CHECKING:
     from tvmopt.operators.conv2d import Conv2d
@@ -131,6 +132,15 @@ class Blocker:
             self.packed_weights[key, "values"] = relax.const(made.values)
             self.packed_weights[key, "offsets"] = relax.const(made.offsets)
         return self.packed_weights[key, "values"], self.packed_weights[key, "offsets"]
+
+    def rows(self, key: object, make: Callable[[], Rows]) -> tuple[relax.Expr, relax.Expr, relax.Expr]:
+        """The values, offsets and ranges of an unstructured weight, shared by all its users."""
+        if (key, "values") not in self.packed_weights:
+            made = make()
+            for name in ("values", "offsets", "ranges"):
+                self.packed_weights[key, name] = relax.const(getattr(made, name))
+        values, offsets, ranges = (self.packed_weights[key, name] for name in ("values", "offsets", "ranges"))
+        return values, offsets, ranges
 
     def _unpack(self, data: relax.Expr, channels: int) -> relax.Expr:
         n, outer, h, w, block = (int(x) for x in data.ty.shape)

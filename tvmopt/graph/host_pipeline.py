@@ -17,6 +17,7 @@ from tvm.tirx.compilation_pipeline import register_tir_pipeline
 from tvmopt.graph.borders import skip_borders
 from tvmopt.graph.memory import ALIGNMENT
 from tvmopt.graph.one_launch import on_the_host, one_launch
+from tvmopt.graph.ragged import ragged_loops
 from tvmopt.graph.registers import locals_on_the_stack
 
 NAME = "tvmopt"
@@ -44,7 +45,7 @@ def _complete(func: tirx.PrimFunc, name: str) -> tirx.Stmt:
 
 def _pipeline() -> tuple[tvm.transform.Pass, object, object]:
     lower, finish_host, finish_device = default_s_tir_pipeline()
-    before = [locals_on_the_stack, skip_borders, one_launch, plain_functions]
+    before = [locals_on_the_stack, skip_borders, ragged_loops, one_launch, plain_functions]
     return lower, lambda: tvm.transform.Sequential([*before, finish_host()]), finish_device
 
 

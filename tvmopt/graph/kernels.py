@@ -16,6 +16,7 @@ from tvm_ffi import structural_hash, structural_walk
 from tvmopt.graph.network import Unsupported, read_network
 from tvmopt.operators import ANCHORS, FLOPS_ATTR, OFFSETS_ATTR
 from tvmopt.operators.sparse import random_offsets
+from tvmopt.operators.unstructured import is_described, random_rows
 
 # Stages of element-wise kernels, by which a kernel without an anchor is named in tables.
 _KINDS = (("pool", "pool2d"), ("concat", "concat"), ("softmax", "softmax"), ("unpack", "layout"), ("pack", "layout"))
@@ -105,8 +106,12 @@ def describe(func: tirx.PrimFunc) -> tuple[str, int]:
 def random_integers(func: tirx.PrimFunc, shape: Sequence[int], generator: np.random.Generator) -> np.ndarray:
     """Values for an integer parameter of `func`: offsets where it takes those, else 0 or 1, as in a mask."""
     for block in find_blocks(func):
-        if OFFSETS_ATTR in block.annotations:
-            return random_offsets(str(block.annotations[OFFSETS_ATTR]), shape, generator)
+        if OFFSETS_ATTR not in block.annotations:
+            continue
+        described = str(block.annotations[OFFSETS_ATTR])
+        if is_described(described):
+            return random_rows(described, shape, generator)
+        return random_offsets(described, shape, generator)
     return generator.integers(0, 2, shape)
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tvmopt.operators import conv2d_sparse
+from tvmopt.operators import conv2d_sparse, conv2d_unstructured
 from tvmopt.operators import conv2d_winograd as winograd
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tvmopt.operators.conv2d import Conv2d
 
 PLAN = "plan"
-DIRECT, GEMM, WINOGRAD, SPARSE = "direct", "gemm", "winograd", "sparse"
+DIRECT, GEMM, WINOGRAD, SPARSE, UNSTRUCTURED = "direct", "gemm", "winograd", "sparse", "unstructured"
 # Of a dense layer.
 PACKED = "packed"
 # Winograd's two tile sizes as ways of their own; `winograd` alone takes the cheaper one.
@@ -37,7 +37,14 @@ WINOGRAD_MARGIN = 0.9
 # What a sparse kernel loses for every output register, in multiply-adds: sums made and stored, and the next row of
 # blocks beginning elsewhere in the input; with few kept blocks this shows. At 10% kept: 8 over 3x3, 13 over 1x1.
 SPARSE_CYCLES = 12.0
-# And it must be cheaper by this much: patterns differ in how they use the cache, and a pruned model may not be slower.
+# What a kept weight by itself (operators/unstructured.py) takes for a register of pixels, in multiply-adds: it is read
+# from L2, as channels are kept at random, and across two lines of the cache where a window moves along it.
+WINDOW_CYCLES, POINTWISE_CYCLES = 3.0, 1.6
+# And an output for a register of its pixels: sums made, stored, and cut into rows.
+UNSTRUCTURED_CYCLES = 6.0
+# And what one takes for a register of columns that gather their inputs, of a single row.
+GATHER_CYCLES = 6.0
+# And a sparse kernel must be cheaper by this much: patterns differ in how they use the cache, and a pruned model may not be slower.
 SPARSE_MARGIN = 0.9
 # A sparse product of several rows reaches some 55% of the peak where a dense one reaches 90% (32 and 256 rows by 1024 x
 # 1024): it is the faster one from 40% of zeros.
@@ -58,6 +65,8 @@ def ways(conv: Conv2d, *, plain_input: bool) -> tuple[str, ...]:
         found += TILES
     if conv.kept is not None and not plain_input and conv2d_sparse.fits(conv):
         found.append(SPARSE)
+    if conv.nonzeros is not None and conv2d_unstructured.fits(conv):
+        found.append(UNSTRUCTURED)
     return tuple(found)
 
 
@@ -74,6 +83,9 @@ def cost(conv: Conv2d, way: str, *, resident: bool) -> float:
         assert conv.kept is not None
         registers = conv.batch * height * width * out_blocks
         return registers * (conv.kept + SPARSE_CYCLES) + 4 * out_blocks * conv.kept * (block + 1) / bandwidth
+    if way == UNSTRUCTURED:
+        assert conv.nonzeros is not None
+        return _cost_unstructured(conv, bandwidth)
     if way in TILES:
         m = TILES[way]
         down, across = winograd.tiles(conv, m)
@@ -87,6 +99,15 @@ def cost(conv: Conv2d, way: str, *, resident: bool) -> float:
     channels *= out_blocks
     weights = 4 * elements * channels * block / bandwidth
     return conv.batch * pixels * elements * channels + TRANSFORM_CYCLES * transforms + weights
+
+
+def _cost_unstructured(conv: Conv2d, bandwidth: float) -> float:
+    planes = conv2d_unstructured.planes_of(conv)
+    assert planes is not None and conv.nonzeros is not None
+    bands = conv.batch * conv.out_size[0] // planes.band
+    steps = WINDOW_CYCLES if max(conv.kernel) > 1 else POINTWISE_CYCLES
+    rows = conv.out_channels * UNSTRUCTURED_CYCLES * planes.vectors
+    return bands * (steps * planes.vectors * conv.nonzeros + rows) + 8 * conv.nonzeros / bandwidth
 
 
 def is_resident(weight_bytes: int, machine: Machine) -> bool:
@@ -105,19 +126,34 @@ def decide(conv: Conv2d, strategies: Mapping[str, str], *, plain_input: bool, re
         return min(fitting, key=lambda way: cost(conv, way, resident=resident), default=DIRECT)
     if asked == SPARSE:
         return SPARSE if conv2d_sparse.fits(conv) and not plain_input else DIRECT
+    if asked == UNSTRUCTURED:
+        return UNSTRUCTURED if conv2d_unstructured.fits(conv) else DIRECT
     if asked != PLAN:
         return asked if asked in possible else DIRECT
     # GEMM's arithmetic is direct's, and it builds a matrix besides: by hand it is never the cheaper.
     rated = {way: cost(conv, way, resident=resident) for way in possible if way != GEMM}
-    sparse = rated.pop(SPARSE, None)
+    sparse = {way: rated.pop(way) for way in (SPARSE, UNSTRUCTURED) if way in rated}
     best = min(rated, key=lambda way: rated[way] * (WINOGRAD_MARGIN if way == DIRECT else 1.0))
-    return SPARSE if sparse is not None and sparse < SPARSE_MARGIN * rated[best] else best
+    sparser = min(sparse, key=lambda way: sparse[way], default=None)
+    return sparser if sparser is not None and sparse[sparser] < SPARSE_MARGIN * rated[best] else best
 
 
-def decide_dense(kept: int | None, depth: int, rows: int, strategies: Mapping[str, str]) -> str:
-    """The way a dense layer of `depth` inputs is lowered, of which an output depends on `kept` at most (None: all)."""
+def decide_dense(
+    kept: int | None, nonzeros: int | None, shape: tuple[int, int, int], strategies: Mapping[str, str]
+) -> str:
+    """The way a dense layer of `shape` (rows, inputs, columns) is lowered.
+
+    An output depends on `kept` inputs at most, as blocks of outputs have them (None: on all); `nonzeros` as `Conv2d`'s.
+    """
     asked = strategies.get("dense", PLAN)
     if asked != PLAN:
         return asked
-    margin = SPARSE_MARGIN if rows == 1 else SPARSE_ROWS_MARGIN
-    return SPARSE if kept is not None and kept + SPARSE_CYCLES < margin * depth else PACKED
+    rows, depth, columns = shape
+    best, least = PACKED, (SPARSE_MARGIN if rows == 1 else SPARSE_ROWS_MARGIN) * depth
+    if kept is not None and kept + SPARSE_CYCLES < least:
+        best, least = SPARSE, kept + SPARSE_CYCLES
+    if nonzeros is not None:
+        # Of a block of outputs, as for the others.
+        few = nonzeros / columns * GATHER_CYCLES + UNSTRUCTURED_CYCLES
+        best = UNSTRUCTURED if few < least else best
+    return best

@@ -17,6 +17,7 @@ ANCHORS = (
     "conv2d_direct", "conv2d_pointwise", "conv2d_gemm", "conv2d_winograd", "conv2d_depthwise", "dense", "batch_matmul",
     "softmax", "layer_norm", "attention",
     "conv2d_sparse", "conv2d_sparse_pointwise", "dense_sparse",
+    "conv2d_unstructured", "dense_unstructured", "dense_unstructured_rows",
     # For GPUs.
     "gemm", "batch_gemm", "conv2d_implicit_gemm", "conv2d_depthwise_nhwc", "conv2d_winograd_nhwc",
 )  # fmt: skip

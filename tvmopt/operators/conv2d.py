@@ -16,6 +16,7 @@ class Conv2d:
     """Sizes of one convolution: `padding` is (top, left, bottom, right); channels are those of the user's model.
 
     `kept`: how many inputs an output depends on at most where weights are zero in whole blocks; None where none are.
+    `nonzeros`: how many weights are not zero, where they are much fewer than those of such blocks; None else.
     """
 
     batch: int
@@ -29,6 +30,7 @@ class Conv2d:
     groups: int
     block: int
     kept: int | None = None
+    nonzeros: int | None = None
 
     @property
     def out_size(self) -> tuple[int, int]:
@@ -54,6 +56,7 @@ class Conv2d:
         text += f" stride {sh}x{sw} pad {','.join(map(str, self.padding))}"
         text += f" dilation {dh}x{dw}" if (dh, dw) != (1, 1) else ""
         text += f" kept {self.kept}" if self.kept is not None else ""
+        text += f" nonzeros {self.nonzeros}" if self.nonzeros is not None else ""
         return text + (f" groups {self.groups}" if self.groups > 1 else "")
 
     @property
@@ -70,6 +73,15 @@ class Conv2d:
     def is_pointwise(self) -> bool:
         """A 1x1 convolution that reads every pixel once: a matrix product over pixels."""
         return self.kernel == (1, 1) and self.strides == (1, 1) and not any(self.padding) and self.groups == 1
+
+    def inside(self, axis: int) -> float:
+        """The share of (output, tap) of rows (axis 0) or columns (1) whose input is in the image."""
+        size, stride, dilation, taps = (
+            of[axis] for of in (self.in_size, self.strides, self.dilation, self.kernel)
+        )
+        begins = np.arange(self.out_size[axis])[:, None] * stride - self.padding[axis]
+        at = begins + np.arange(taps) * dilation
+        return float(((at >= 0) & (at < size)).mean())
 
     @property
     def in_blocks(self) -> int:

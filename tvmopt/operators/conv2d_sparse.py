@@ -39,14 +39,6 @@ def _overlaps(conv: Conv2d) -> bool:
     return any(conv.padding[:2]) or rows > conv.in_size[0] or columns > conv.in_size[1]
 
 
-def _inside(conv: Conv2d, axis: int) -> float:
-    """The share of (output, tap) of rows (axis 0) or columns (1) whose input is in the image."""
-    size, stride, dilation, taps = conv.in_size[axis], conv.strides[axis], conv.dilation[axis], conv.kernel[axis]
-    begins = np.arange(conv.out_size[axis])[:, None] * stride - conv.padding[axis]
-    at = begins + np.arange(taps) * dilation
-    return float(((at >= 0) & (at < size)).mean())
-
-
 def _steps(conv: Conv2d) -> tuple[int, int, int, int]:
     """Distances in the input that is read: of blocks of channels, of the window's rows and columns, of channels.
 
@@ -77,7 +69,7 @@ def _attributes(conv: Conv2d, values: te.Tensor) -> dict[str, object]:
     which ones are kept is not known here.
     """
     _, kept, group, _ = (int(x) for x in values.shape)
-    (height, width), inside = conv.out_size, _inside(conv, 0) * _inside(conv, 1)
+    (height, width), inside = conv.out_size, conv.inside(0) * conv.inside(1)
     shape = (conv.in_blocks, *conv.kernel, conv.block)
     return {
         **conv.annotations,

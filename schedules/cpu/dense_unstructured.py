@@ -1,0 +1,57 @@
+"""Product with unstructured weights, few rows (operators/dense_unstructured.py): a weight of every column at a time.
+
+    for every task (panels of columns), in parallel:
+        for every panel:
+            sums[rows] = 0                                       # in registers, a column a lane
+            for every k in the weights it keeps:
+                w = values[k]; at = offsets[k]                   # vectors
+                for r in rows:  sums[r] += gather(x[r], at) * w
+            output = epilogue(sums)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.s_tir import Schedule
+from tvm.tirx import IndexMap
+
+from tvmopt.machine import Machine
+
+from .common import LAST, Rung, divisors, find_block, fuse_epilogue, parallelize, pays_in_parallel, vectorize_unroll
+
+LADDER = [
+    Rung("lanes", "a column of the weights a lane, which gathers its inputs", {}),
+    Rung("parallel", "panels of columns on all cores", {"parallel": "no", "panels": LAST}),
+]
+
+
+def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule | None:
+    """Schedule a kernel whose anchor is `dense_unstructured`; declines any other."""
+    if kernel.op != "dense_unstructured":
+        return None
+    anchor = find_block(sch, "dense_unstructured")
+    rows, panels, lanes, _ = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars)
+    output = fuse_epilogue(sch, anchor)
+    if output is None:
+        return None
+    axes = sch.get(output).iter_vars
+    if len(axes) != 3 or int(axes[-1].dom.extent) != lanes:
+        # (..., columns): let the output be written panel by panel.
+        panelwise = IndexMap.from_func(lambda *i: (*i[:-1], i[-1] // lanes, i[-1] % lanes), ndim=len(axes))
+        sch.transform_block_layout(output, panelwise)
+    options = divisors(panels)
+    even = [p for p in options if panels // p % machine.cores == 0]
+    chosen = choose("panels", options, even[-1] if even else 1)
+    *leading, panel, _ = sch.get_loops(output)
+    row = sch.fuse(*leading)
+    task, panel = sch.split(panel, [None, chosen])
+    sch.reorder(task, panel, row)
+    parallelize(sch, task, pays_in_parallel(kernel), choose)
+    sch.compute_at(anchor, panel, preserve_unit_loops=True)
+    *_, row, block, lane, k = sch.get_loops(anchor)
+    sch.reorder(k, row, block, lane)
+    vectorize_unroll(sch, anchor, 2)
+    vectorize_unroll(sch, output, 0)
+    vectorize_unroll(sch, sch.decompose_reduction(anchor, k), 2)
+    return sch
