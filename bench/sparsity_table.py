@@ -78,9 +78,10 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
     for sparsity in sorted({row["sparsity"] for row in rows if is_sparse(row)}):
         direct, best, shares = [], [], []
         for kernel in by_kernel.values():
-            row = _fastest(kernel).get(sparsity)
-            if row is None:
+            found = _fastest(kernel)
+            if sparsity not in found:
                 continue
+            row = found[sparsity]
             if row["bound"] == "arithmetic":
                 against = dense_ms(kernel)
                 direct.append(against[0] / _ms(row))

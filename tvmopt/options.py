@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float16", "bfloat16")
 # Operator -> the ways it can be lowered; the first is the default.
 STRATEGIES: dict[str, tuple[str, ...]] = {
-    "conv2d": ("plan", "direct", "gemm", "winograd", "winograd-f2", "winograd-f4", "sparse"),
-    "dense": ("plan", "packed", "sparse"),
+    "conv2d": ("plan", "direct", "gemm", "winograd", "winograd-f2", "winograd-f4", "sparse", "unstructured"),
+    "dense": ("plan", "packed", "sparse", "unstructured"),
 }
 _TARGET_HELP = "llvm (or cpu: this host), cuda (this host's GPU, or --arch), or one of them as JSON"
 ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90")

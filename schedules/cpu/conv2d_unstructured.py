@@ -8,6 +8,12 @@
                 w = broadcast(value); x = planes + offset
                 for v in vectors:  sums[v] += x[v] * w           # a multiply-add reads its pixels from memory
             output = epilogue(sums), row by row
+
+The multiply-adds of a weight are the whole inner loop, but for the loads of the weight and its offset. They wait for
+their pixels: channels are kept at random, so that a band of all of them comes from L2, and a window that moves along
+a row reads two lines of the cache for a register. Two cores of Zen 4, 64 channels of 56x56 pixels, 3x3: dense 1004 us,
+Winograd 313; at 80, 90, 95, 99% zeros 517, 282, 166 and 71, 2.7 multiply-adds' time for each; by blocks of 16 outputs,
+which hold few zeros then, 953, 794, 566, 169.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import ScheduleError
 
 from tvmopt.machine import Machine
 
@@ -35,7 +42,7 @@ from .common import (
 
 LADDER = [
     Rung("lanes", "pixels in the lanes, a register of them at a time", {}),
-    Rung("parallel", "planes, bands of rows and shares of the channels on all cores", {"parallel": "no", "share": FIRST}),
+    Rung("parallel", "planes, bands of rows, shares of the channels on all cores", {"parallel": "no", "share": FIRST}),
 ]
 
 
@@ -71,8 +78,12 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
         filled = sch.fuse(n, plane)
         if parallel:
             sch.parallel(filled)
-        _rowwise(sch, sch.decompose_padding(planes, row))
-        _rowwise(sch, planes)
+        try:
+            _rowwise(sch, sch.decompose_padding(planes, row))
+            _rowwise(sch, planes)
+        except ScheduleError:
+            # Without a border it is a copy, which LLVM knows; with phases each has a border of its own.
+            pass
     return sch
 
 

@@ -7,6 +7,10 @@
                 w = values[k]; at = offsets[k]                   # vectors
                 for r in rows:  sums[r] += gather(x[r], at) * w
             output = epilogue(sums)
+
+A gather is 16 loads: 14 cycles a turn, where a dense product of one row takes 2.7 for its weights to come from L3. Two
+cores of Zen 4, 1024 x 1024: dense 23.6 us; at 80, 90, 95, 99% zeros 29.5, 15.2, 8.5, 2.8; by blocks of 16 columns 25.3,
+21.5, 15.2, 4.3.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     if kernel.op != "dense_unstructured":
         return None
     anchor = find_block(sch, "dense_unstructured")
-    rows, panels, lanes, _ = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars)
+    _, panels, lanes, _ = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars)
     output = fuse_epilogue(sch, anchor)
     if output is None:
         return None

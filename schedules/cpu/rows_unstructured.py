@@ -1,4 +1,4 @@
-"""Product with unstructured weights, many rows (operators/dense_unstructured.py): rows in the lanes, a weight at a time.
+"""Product of many rows with unstructured weights (operators/dense_unstructured.py): rows in the lanes.
 
     for every column of the input, in parallel: its rows side by side
     for every task (a tile of rows, a share of the output columns), in parallel:
@@ -9,6 +9,9 @@
                     w = broadcast(value); x = turned + offset
                     for v in vectors:  sums[v] += x[v] * w       # a multiply-add reads its rows from memory
             output = epilogue(sums), row by row
+
+Two cores of Zen 4, 32 rows, 1024 x 1024: dense 292 us; at 80, 90, 95, 99% zeros 130, 76, 49, 29, of which turning the
+rows there and back is 22; by blocks of 16 columns 313, 274, 205, 81.
 """
 
 from __future__ import annotations

@@ -17,6 +17,12 @@ from tvmopt.operators.conv2d import Conv2d
 from tvmopt.runtime.verify import check
 
 
+def dense(
+    kept: int | None, nonzeros: int | None = None, rows: int = 1, asked: dict[str, str] | None = None
+) -> str:
+    return decide_dense(kept, nonzeros, (rows, 1024, 1024), 16, asked or {})
+
+
 def conv(channels: int = 64, size: int = 56, out: int | None = None, kernel: int = 3, stride: int = 1) -> Conv2d:
     pad = kernel // 2
     out = out or channels
@@ -49,9 +55,23 @@ def test_sparse_where_enough_is_zero() -> None:
     assert plan(dataclasses.replace(wide, kept=128)) == "sparse"
     assert plan(dataclasses.replace(wide, kept=250)) == "direct"
     assert "sparse" not in ways(wide, plain_input=False)
-    assert decide_dense(100, 1024, 1, {}) == "sparse" and decide_dense(1000, 1024, 1, {}) == "packed"
-    assert decide_dense(700, 1024, 1, {}) == "sparse" and decide_dense(700, 1024, 32, {}) == "packed"
-    assert decide_dense(None, 1024, 1, {}) == "packed" and decide_dense(None, 1024, 1, {"dense": "sparse"}) == "sparse"
+    assert dense(100) == "sparse" and dense(1000) == "packed"
+    assert dense(700) == "sparse" and dense(700, rows=32) == "packed"
+    assert dense(None) == "packed" and dense(None, asked={"dense": "sparse"}) == "sparse"
+
+
+def test_unstructured_where_single_weights_are_left() -> None:
+    wide = conv(512, 14)
+    weights = 512 * 512 * 9
+    assert plan(dataclasses.replace(wide, nonzeros=weights // 20)) == "unstructured"
+    assert plan(dataclasses.replace(wide, nonzeros=weights // 2)) != "unstructured"
+    assert "unstructured" not in ways(wide, plain_input=False)
+    assert "unstructured" in ways(dataclasses.replace(conv(3, 56), nonzeros=9), plain_input=True)
+    # More than a row of the image, and registers do not hold it.
+    assert "unstructured" not in ways(dataclasses.replace(conv(64, 500), nonzeros=9), plain_input=False)
+    assert dense(None, 1024 * 1024 // 20) == "unstructured" and dense(None, 1024 * 1024 // 4) == "packed"
+    assert dense(900, 1024 * 1024 // 20, rows=32) == "unstructured"
+    assert dense(None, 1024 * 1024 // 2, rows=32) == "packed"
 
 
 def test_what_is_asked_for_comes_before_the_rule() -> None:

@@ -18,7 +18,7 @@ import tvm
 from tvm import relax
 
 from tvmopt.graph import attention, strategy, unstructured
-from tvmopt.operators import blocking, conv2d_sparse
+from tvmopt.operators import blocking, conv2d_sparse, conv2d_unstructured
 from tvmopt.operators import conv2d_winograd as winograd
 from tvmopt.operators.conv2d import Conv2d, pack_depthwise_weight, pack_weight
 from tvmopt.operators.conv2d_depthwise import conv2d_depthwise
@@ -83,8 +83,9 @@ def conv2d(state: Blocker, call: relax.Call) -> Value | None:
     # A 3-channel image is not filled up to a block: it is brought into the layout by the padding stage.
     plain_input = state.value(data).blocked is None and channels < state.block and conv.groups == 1
     if conv.groups == 1:
-        kept = None if plain_input else most_kept(kernel, state.block)
-        conv = dataclasses.replace(conv, kept=kept, nonzeros=scattered(kernel, state.block))
+        conv = dataclasses.replace(conv, nonzeros=scattered(kernel, state.block))
+        if not plain_input and (conv.nonzeros is None or not conv2d_unstructured.fits(conv)):
+            conv = dataclasses.replace(conv, kept=most_kept(kernel, state.block), nonzeros=None)
     way = state.decide(conv, plain_input=plain_input)
     if way == strategy.UNSTRUCTURED:
         return _value(None, 0, unstructured.convolution(state, state.plain(data), weight, kernel, conv))
@@ -126,7 +127,7 @@ def _dense_way(state: Blocker, left: relax.Expr, weight: np.ndarray) -> str:
     transposed = weight.T
     shape = math.prod(_shape(left)[:-1]), *weight.shape
     kept, nonzeros = most_kept(transposed, state.block), scattered(transposed, state.block)
-    return strategy.decide_dense(kept, nonzeros, shape, state.strategies)
+    return strategy.decide_dense(kept, nonzeros, shape, state.block, state.strategies)
 
 
 def matmul(state: Blocker, call: relax.Call) -> Value | None:

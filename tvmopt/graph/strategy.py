@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tvmopt.operators import conv2d_sparse, conv2d_unstructured
 from tvmopt.operators import conv2d_winograd as winograd
+from tvmopt.operators.dense_unstructured import MANY_ROWS
 
 if TYPE_CHECKING:
     from tvmopt.machine import Machine
@@ -39,12 +40,16 @@ WINOGRAD_MARGIN = 0.9
 SPARSE_CYCLES = 12.0
 # What a kept weight by itself (operators/unstructured.py) takes for a register of pixels, in multiply-adds: it is read
 # from L2, as channels are kept at random, and across two lines of the cache where a window moves along it.
-WINDOW_CYCLES, POINTWISE_CYCLES = 3.0, 1.6
+WINDOW_CYCLES, POINTWISE_CYCLES = 3.0, 2.0
 # And an output for a register of its pixels: sums made, stored, and cut into rows.
 UNSTRUCTURED_CYCLES = 6.0
-# And what one takes for a register of columns that gather their inputs, of a single row.
+# And a value of the input that gets zeros round it; one of a product, whose rows are turned there and back.
+COPY_CYCLES, TURN_CYCLES = 1.0, 2.5
+# And a weight for a register of columns that gather their inputs, of a single row, where one of a dense product comes
+# in 2.7 from L3: so many times as long.
 GATHER_CYCLES = 6.0
-# And a sparse kernel must be cheaper by this much: patterns differ in how they use the cache, and a pruned model may not be slower.
+# And a sparse kernel must be cheaper by this much: patterns differ in how they use the cache, and a pruned model may
+# not be slower.
 SPARSE_MARGIN = 0.9
 # A sparse product of several rows reaches some 55% of the peak where a dense one reaches 90% (32 and 256 rows by 1024 x
 # 1024): it is the faster one from 40% of zeros.
@@ -106,8 +111,10 @@ def _cost_unstructured(conv: Conv2d, bandwidth: float) -> float:
     assert planes is not None and conv.nonzeros is not None
     bands = conv.batch * conv.out_size[0] // planes.band
     steps = WINDOW_CYCLES if max(conv.kernel) > 1 else POINTWISE_CYCLES
-    rows = conv.out_channels * UNSTRUCTURED_CYCLES * planes.vectors
-    return bands * (steps * planes.vectors * conv.nonzeros + rows) + 8 * conv.nonzeros / bandwidth
+    sums = conv.out_channels * UNSTRUCTURED_CYCLES * planes.vectors
+    copied = 0 if planes.are_the_input(conv) else conv.batch * conv.in_channels * math.prod(planes.phases) * planes.size
+    weights = 8 * conv.nonzeros / bandwidth
+    return bands * (steps * planes.vectors * conv.nonzeros + sums) + COPY_CYCLES * copied + weights
 
 
 def is_resident(weight_bytes: int, machine: Machine) -> bool:
@@ -139,7 +146,7 @@ def decide(conv: Conv2d, strategies: Mapping[str, str], *, plain_input: bool, re
 
 
 def decide_dense(
-    kept: int | None, nonzeros: int | None, shape: tuple[int, int, int], strategies: Mapping[str, str]
+    kept: int | None, nonzeros: int | None, shape: tuple[int, int, int], lanes: int, strategies: Mapping[str, str]
 ) -> str:
     """The way a dense layer of `shape` (rows, inputs, columns) is lowered.
 
@@ -148,12 +155,18 @@ def decide_dense(
     asked = strategies.get("dense", PLAN)
     if asked != PLAN:
         return asked
-    rows, depth, columns = shape
-    best, least = PACKED, (SPARSE_MARGIN if rows == 1 else SPARSE_ROWS_MARGIN) * depth
+    # What a block of columns takes for a row of the input.
+    best, least = PACKED, (SPARSE_MARGIN if shape[0] == 1 else SPARSE_ROWS_MARGIN) * shape[1]
     if kept is not None and kept + SPARSE_CYCLES < least:
         best, least = SPARSE, kept + SPARSE_CYCLES
-    if nonzeros is not None:
-        # Of a block of outputs, as for the others.
-        few = nonzeros / columns * GATHER_CYCLES + UNSTRUCTURED_CYCLES
-        best = UNSTRUCTURED if few < least else best
+    if nonzeros is not None and _dense_unstructured(nonzeros, shape, lanes) < least:
+        best = UNSTRUCTURED
     return best
+
+
+def _dense_unstructured(nonzeros: int, shape: tuple[int, int, int], lanes: int) -> float:
+    rows, depth, columns = shape
+    if rows < MANY_ROWS:
+        return nonzeros / columns * GATHER_CYCLES + UNSTRUCTURED_CYCLES
+    weights = POINTWISE_CYCLES * nonzeros / columns + UNSTRUCTURED_CYCLES
+    return lanes * (weights * -(-rows // lanes) / rows + TURN_CYCLES * (depth + columns) / columns)

@@ -16,7 +16,7 @@ class Conv2d:
     """Sizes of one convolution: `padding` is (top, left, bottom, right); channels are those of the user's model.
 
     `kept`: how many inputs an output depends on at most where weights are zero in whole blocks; None where none are.
-    `nonzeros`: how many weights are not zero, where they are much fewer than those of such blocks; None else.
+    `nonzeros`: how many weights are not zero, where they are zero one by one, and not `kept`; None else.
     """
 
     batch: int

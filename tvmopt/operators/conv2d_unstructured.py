@@ -41,7 +41,8 @@ class Planes:
 
     def are_the_input(self, conv: Conv2d) -> bool:
         """Whether the input lies so without a copy: no border, no phases, and nothing is read behind its end."""
-        return (self.rows, self.pitch) == conv.in_size and self.phases == conv.strides == (1, 1) and not any(conv.padding)
+        as_it_is = self.phases == conv.strides == (1, 1) and not any(conv.padding)
+        return as_it_is and (self.rows, self.pitch) == conv.in_size
 
 
 def planes_of(conv: Conv2d) -> Planes | None:
@@ -88,9 +89,10 @@ def pack_unstructured_weight(weight: np.ndarray, conv: Conv2d) -> Rows:
 def conv2d_unstructured(
     data: te.Tensor, values: te.Tensor, offsets: te.Tensor, ranges: te.Tensor, conv: Conv2d
 ) -> te.Tensor:
-    """Stages: `planes` (N, planes, rows, pitch), the anchor `conv2d_unstructured` (N, O, bands, vectors, lanes), `image`.
+    """Stages: `planes`, the anchor `conv2d_unstructured`, `image`.
 
-    There is no `planes` where the input itself lies so.
+    These are (N, planes, rows, pitch), (N, O, bands, vectors, lanes), (N, O, OH, OW); there is no `planes` where the
+    input itself lies so.
     """
     planes = planes_of(conv)
     assert planes is not None
