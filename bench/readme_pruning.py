@@ -60,7 +60,7 @@ def resnet18(files: Sequence[Path]) -> str:
 
 
 def kernels(files: Sequence[Path]) -> str:
-    """The recipe sparse-kernels: a row a layer, and the medians over those bound by arithmetic and by memory."""
+    """The recipes of sparse kernels: a row a layer, and the medians over those bound by arithmetic and by memory."""
     parts = []
     for path in files:
         document = results.read(path)

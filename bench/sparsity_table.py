@@ -34,7 +34,7 @@ def cells(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> tuple[str, str
     return zeros, f"{direct / _ms(row):.2f}x", f"{best / _ms(row):.2f}x"
 
 
-def _fastest(rows: Sequence[dict[str, Any]]) -> dict[float, dict[str, Any]]:
+def fastest(rows: Sequence[dict[str, Any]]) -> dict[float, dict[str, Any]]:
     """Sparsity -> manual's faster sparse kernel of one layer."""
     found = [row for row in rows if is_sparse(row) and row["variant"] == "manual"]
     return {row["sparsity"]: row for row in sorted(found, key=lambda row: -_ms(row))}
@@ -46,7 +46,7 @@ def crossover(rows: Sequence[dict[str, Any]], dense: float) -> float | None:
     Between the two measured sparsities round it, the time falls in a line. With all measured ones faster, the line
     through the lowest two is followed down, to 0 at least; the lowest itself where there is no such line.
     """
-    points = sorted((sparsity, _ms(row)) for sparsity, row in _fastest(rows).items())
+    points = sorted((sparsity, _ms(row)) for sparsity, row in fastest(rows).items())
     faster = [i for i in range(len(points)) if all(ms < dense for _, ms in points[i:])]
     if not faster:
         return None
@@ -78,7 +78,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
     for sparsity in sorted({row["sparsity"] for row in rows if is_sparse(row)}):
         direct, best, shares = [], [], []
         for kernel in by_kernel.values():
-            found = _fastest(kernel)
+            found = fastest(kernel)
             if sparsity not in found:
                 continue
             row = found[sparsity]

@@ -19,6 +19,10 @@ RECIPES: dict[str, tuple[str, str]] = {
         "sparse_kernels",
         "block-sparse convolutions and products over ResNet-50's layers, at 30% to 95% of zeros, against dense ones",
     ),
+    "unstructured-kernels": (
+        "unstructured_kernels",
+        "convolutions and products of which single weights are zero, 70% to 99% of them, against dense ones",
+    ),
     "resnet18-sparse": (
         "resnet18_sparse",
         "ResNet-18 at 224 x 224 with blocks of zeros, end to end, against its dense self, direct and as planned",

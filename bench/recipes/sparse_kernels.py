@@ -39,18 +39,22 @@ def run(settings: Settings) -> int:
     Raises:
         OutputError: the JSON file cannot be written. VerificationError: a kernel computes something else.
     """
+    layers = [("conv2d", shape) for shape in RESNET50] + [("gemm", shape) for shape in PRODUCTS]
+    return compare(_QUICK if settings.quick else layers, (0.5, 0.9) if settings.quick else SPARSITIES, settings)
+
+
+def compare(
+    layers: Sequence[tuple[str, str]], sparsities: tuple[float, ...], settings: Settings, method: str = "block-16x1"
+) -> int:
+    """Measures `layers`, (operator, shape), pruned by `method`, one after the other; raises as `run`."""
     machine = settings.options.cpu("this recipe")
     print(machine.describe(), file=sys.stderr)
-    layers = [("conv2d", shape) for shape in RESNET50] + [("gemm", shape) for shape in PRODUCTS]
-    sparsities: tuple[float, ...] = SPARSITIES
-    if settings.quick:
-        layers, sparsities = list(_QUICK), (0.5, 0.9)
     described = environment.describe(machine, machine.cores)
     described["command"] = settings.command
     rows: list[dict[str, Any]] = []
     lines: list[tuple[str, ...]] = []
     for op, shape in layers:
-        rows += (measured := measure(op, shape, sparsities, machine, settings))
+        rows += (measured := measure(op, shape, sparsities, machine, settings, method))
         lines.append(line(measured, sparsities))
         print(" ".join(lines[-1]), file=sys.stderr)
         if settings.json is not None:
@@ -61,12 +65,13 @@ def run(settings: Settings) -> int:
 
 
 def measure(
-    op: str, shape: str, sparsities: tuple[float, ...], machine: Machine, settings: Settings
+    op: str, shape: str, sparsities: tuple[float, ...], machine: Machine, settings: Settings, method: str
 ) -> list[dict[str, Any]]:
     """The results of one layer."""
     turns = kernel_measure.Settings(
         ("manual",), quiet=3 if settings.quick else min(settings.samples, 8),
         limit_s=0.5 if settings.quick else min(settings.time_limit_s, 3.0), sparsities=sparsities,
+        method=method,
     )  # fmt: skip
     with kernel_measure.Workers(machine.cores) as workers:
         return kernel_measure.measure(op, shape, machine, turns, workers)[0]
@@ -83,13 +88,14 @@ def line(rows: Sequence[dict[str, Any]], sparsities: Sequence[float]) -> tuple[s
     direct, best = sparsity_table.dense_ms(rows)
     dense = [row for row in rows if not sparsity_table.is_sparse(row)]
     fastest = min(dense, key=lambda row: row["latency_ms"]["median"])["strategy"].partition("=")[2]
-    by_sparsity = {row["sparsity"]: row for row in rows if sparsity_table.is_sparse(row)}
+    by_sparsity = sparsity_table.fastest(rows)
     cells = []
     for sparsity in sparsities:
         row = by_sparsity[sparsity]
         ms = row["latency_ms"]["median"]
         bound = f" m{row['peak_fraction']:.0%}" if row["bound"] == "memory" else ""
-        cells.append(f"{direct / ms:.2f}x {best / ms:.2f}x{bound}")
+        blocks = " b" if row.get("method") == "unstructured" and row["strategy"].endswith("=sparse") else ""
+        cells.append(f"{direct / ms:.2f}x {best / ms:.2f}x{bound}{blocks}")
     crossing = [sparsity_table.crossover(rows, ms) for ms in (direct, best)]
     return (
         f"{rows[0]['op']} {rows[0]['shape']}", f"{direct * 1e3:.0f}", f"{dense[0]['peak_fraction']:.0%}",
@@ -105,7 +111,7 @@ def show(
 
     from ..table import markdown_grid
 
-    heading = "speedup over direct and over the best dense strategy (m: bound by memory, share of that roof)"
+    heading = "speedup over direct and the best dense strategy (m: bound by memory, share of that roof; b: by blocks)"
     if markdown:
         print(markdown_grid(heading, header(sparsities), lines, left=1))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,28 @@ def test_crossover_lies_between_measured_points_or_below_them() -> None:
     lines = sparsity_table.summary(rows)
     assert lines[1].startswith("80% of zeros: 1 kernels bound by arithmetic, median 3.33x direct")
     assert "1.67x the best dense" in lines[1]
+
+
+def test_of_two_sparse_kernels_the_faster_counts() -> None:
+    scattered = {"op": "conv2d", "shape": "a", "method": "unstructured"}
+    rows = [
+        _row("conv2d=direct", 0.0, 1.0), _row("conv2d=sparse", 0.8, 0.9), _row("conv2d=unstructured", 0.8, 0.5),
+        _row("conv2d=sparse", 0.99, 0.1), _row("conv2d=unstructured", 0.99, 0.2),
+    ]  # fmt: skip
+    rows = [{**row, **scattered} for row in rows]
+    assert {share: row["latency_ms"]["median"] for share, row in sparsity_table.fastest(rows).items()} == {
+        0.8: 0.5, 0.99: 0.1,
+    }  # fmt: skip
+    assert sparse_kernels.line(rows, (0.8, 0.99))[4:6] == ("2.00x 2.00x", "10.00x 10.00x b")
+    assert "80% of zeros: 1 kernels bound by arithmetic, median 2.00x direct" in sparsity_table.summary(rows)[0]
+
+
+def test_single_weights_are_measured_beside_blocks(tmp_path: Path) -> None:
+    found = tmp_path / "rows.json"
+    arguments = ["--op", "gemm", "--shape", "1x64x48", "--sparsity", "0.9", "--method", "unstructured"]
+    assert kernels.main([*arguments, "--variants", "manual", "--limit", "1", "--json", str(found)]) == 0
+    rows = json.loads(found.read_text())["results"]
+    assert [row["strategy"] for row in rows if row["sparsity"]] == ["dense=sparse", "dense=unstructured"]
 
 
 def test_what_cannot_be_measured_is_said_in_a_line() -> None:

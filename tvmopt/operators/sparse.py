@@ -6,6 +6,12 @@ with blocks of zeros (the form ELL, "ELLPACK", of Rice and Boisvert, 1985, here 
 over a row's blocks has a constant extent, and a kernel depends on the shape and on the blocks a row, while the
 pattern itself is data: networks pruned differently share schedules and tuning records.
 
+Offsets are data, and not constants in the code, in a final model, too: with the loops over a layer's kept blocks
+unrolled and their offsets put into the multiply-adds, one thread of Zen 4 took 17.8 us for 16.8 (16 channels at 32x32,
+3x3, 57% zeros), 11.4 for 9.9 (32 at 16x16, 74%) and 14.9 for 5.5 (64 at 8x8, 84%): code that runs once is fetched for
+every kept block, where a loop is fetched once and an offset's load costs nothing beside its multiply-adds. Only a
+product of 256 x 128 gained, 0.05 us.
+
 An element is one int32: its distance, in values, from the element that the window's first tap has in channel 0; behind
 it, where a window reaches over the edge of an image, which tap it is. Where the input is read as it is, the element's
 indices are divided out of it in TE, and the divisions fall away when TVM flattens the index. Where a stage before the
