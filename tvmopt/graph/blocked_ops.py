@@ -23,7 +23,7 @@ from tvmopt.operators.conv2d import Conv2d, pack_depthwise_weight, pack_weight
 from tvmopt.operators.conv2d_depthwise import conv2d_depthwise
 from tvmopt.operators.conv2d_direct import conv2d_direct
 from tvmopt.operators.conv2d_gemm import conv2d_gemm, pack_gemm_weight
-from tvmopt.operators.dense import dense, pack_dense_weight
+from tvmopt.operators.dense import Dense, dense, pack_dense_weight
 from tvmopt.operators.dense_sparse import dense_sparse, pack_sparse_dense_weight
 from tvmopt.operators.sparse import most_kept
 
@@ -84,12 +84,14 @@ def conv2d(state: Blocker, call: relax.Call) -> Value | None:
     if conv.groups == 1 and not plain_input:
         conv = dataclasses.replace(conv, kept=most_kept(kernel, state.block))
     way = state.decide(conv, plain_input=plain_input)
+    # A dense kernel computes the zeros, and is the one of the same layer without them: it shares its records.
+    whole = dataclasses.replace(conv, kept=None)
     if way in strategy.TILES:
         m = strategy.TILES[way]
         packed = state.weight(
             (weight, way), lambda: winograd.pack_winograd_weight(pack_weight(kernel, conv, plain_input=False), m)
         )
-        return _value(state.anchor(winograd.conv2d_winograd, source, packed, conv=conv, m=m), conv.out_channels)
+        return _value(state.anchor(winograd.conv2d_winograd, source, packed, conv=whole, m=m), conv.out_channels)
     if way == strategy.SPARSE:
         out = sparse_anchor(
             state, weight, lambda: conv2d_sparse.pack_sparse_weight(kernel, conv), conv2d_sparse.conv2d_sparse, source,
@@ -103,7 +105,7 @@ def conv2d(state: Blocker, call: relax.Call) -> Value | None:
 
     function = conv2d_gemm if way == strategy.GEMM else conv2d_direct
     packed = state.weight((weight, function.__name__, plain_input), make)
-    out = state.anchor(function, source, packed, conv=conv, plain_input=plain_input)
+    out = state.anchor(function, source, packed, conv=whole, plain_input=plain_input)
     return _value(out, conv.out_channels)
 
 
@@ -117,28 +119,29 @@ def sparse_anchor(
     return state.anchor(function, data, *pattern, **kwargs)
 
 
-def _dense_way(state: Blocker, left: relax.Expr, weight: np.ndarray) -> str:
-    rows = math.prod(_shape(left)[:-1])
-    return strategy.decide_dense(most_kept(weight.T, state.block), weight.shape[0], rows, state.strategies)
-
-
 def matmul(state: Blocker, call: relax.Call) -> Value | None:
     """A product with constant weights becomes a packed `dense`; one of two computed tensors a `batch_matmul`."""
     left, right = call.args
     if not _is_float32(left, right) or len(_shape(left)) < 2:
         return None
     weight = _constant(right)
-    if weight is not None and weight.ndim == 2 and _dense_way(state, left, weight) == strategy.SPARSE:
-        out = sparse_anchor(
-            state, right, lambda: pack_sparse_dense_weight(weight, state.block), dense_sparse, state.plain(left),
-            columns=weight.shape[1],
-        )  # fmt: skip
-        return _value(None, 0, out)
     if weight is not None and weight.ndim == 2:
-        packed = state.weight((right, "dense"), lambda: pack_dense_weight(weight, state.block))
-        return _value(None, 0, state.anchor(dense, state.plain(left), packed, columns=weight.shape[1]))
+        return _value(None, 0, _dense(state, left, right, weight))
     out = attention.product(state, call) if weight is None else None
     return _value(None, 0, out) if out is not None else None
+
+
+def _dense(state: Blocker, left: relax.Expr, right: relax.Expr, weight: np.ndarray) -> relax.Expr:
+    """The product of `left` (..., K) and `right`, whose values are `weight` (K, N), by its strategy."""
+    depth, columns = weight.shape
+    layer = Dense(math.prod(_shape(left)[:-1]), depth, columns, most_kept(weight.T, state.block))
+    if state.decide_dense(layer) == strategy.SPARSE:
+        return sparse_anchor(
+            state, right, lambda: pack_sparse_dense_weight(weight, state.block), dense_sparse, state.plain(left),
+            columns=columns, geometry=layer.geometry,
+        )  # fmt: skip
+    packed = state.weight((right, "dense"), lambda: pack_dense_weight(weight, state.block))
+    return state.anchor(dense, state.plain(left), packed, columns=columns)
 
 
 def _is_blocked(state: Blocker, expr: relax.Expr) -> bool:

@@ -1,7 +1,8 @@
-"""Which strategy each convolution is lowered by: forced, taken from a tuning log, or by the cost rule below.
+"""Which strategy each convolution and dense layer is lowered by: forced, from a tuning log, or by the rules below.
 
-`strategies` maps `conv2d` to one way for all of them, or to `plan`; with `plan`, single convolutions are decided by
-`conv2d <geometry>` (what a tuning log has measured), and those without such a line by `cost`.
+`strategies` maps `conv2d` and `dense` to one way for all of them, or to `plan`; with `plan`, single layers are decided
+by `conv2d <geometry>` or `dense <geometry>` (what a tuning log has measured), and those without such a line by `cost`
+or `decide_dense`'s margins. A geometry names what is kept of pruned weights: a log decides for no other sparsity.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tvmopt.operators import conv2d_winograd as winograd
 if TYPE_CHECKING:
     from tvmopt.machine import Machine
     from tvmopt.operators.conv2d import Conv2d
+    from tvmopt.operators.dense import Dense
 
 PLAN = "plan"
 DIRECT, GEMM, WINOGRAD, SPARSE = "direct", "gemm", "winograd", "sparse"
@@ -114,10 +116,17 @@ def decide(conv: Conv2d, strategies: Mapping[str, str], *, plain_input: bool, re
     return SPARSE if sparse is not None and sparse < SPARSE_MARGIN * rated[best] else best
 
 
-def decide_dense(kept: int | None, depth: int, rows: int, strategies: Mapping[str, str]) -> str:
-    """The way a dense layer of `depth` inputs is lowered, of which an output depends on `kept` at most (None: all)."""
+def ways_dense(layer: Dense) -> tuple[str, ...]:
+    """The ways a dense layer of constant weights can be lowered, `packed` first."""
+    return (PACKED,) if layer.kept is None else (PACKED, SPARSE)
+
+
+def decide_dense(layer: Dense, strategies: Mapping[str, str]) -> str:
+    """The way `layer` is lowered: as asked for, as a tuning log says, else sparse where little enough is kept."""
     asked = strategies.get("dense", PLAN)
+    if asked == PLAN:
+        asked = strategies.get(f"dense {layer.geometry}", PLAN)
     if asked != PLAN:
         return asked
-    margin = SPARSE_MARGIN if rows == 1 else SPARSE_ROWS_MARGIN
-    return SPARSE if kept is not None and kept + SPARSE_CYCLES < margin * depth else PACKED
+    margin = SPARSE_MARGIN if layer.rows == 1 else SPARSE_ROWS_MARGIN
+    return SPARSE if layer.kept is not None and layer.kept + SPARSE_CYCLES < margin * layer.depth else PACKED
