@@ -146,11 +146,13 @@ def _search(
         strategies = manifest.strategies if goes_on else options.strategies
         if fleet is not None:
             told.note("strategies are as asked for or planned: which is fastest is measured on this machine only")
-        elif not goes_on and selected is None and not isinstance(machine, GpuMachine):
-            strategies = measure_strategies(model, machine, found, options.strategies, told.note)
+        elif selected is None and not isinstance(machine, GpuMachine):
+            strategies = measure_strategies(model, machine, found, strategies, told.note)
         lowered = lower_model(model, machine, strategies, like=manual)
         check_selection(selected, lowered.kernels)
-        manifest = replace(manifest, strategies={**options.strategies, **lowered.strategies})
+        # What the log knew before stays: of the same network pruned otherwise, too.
+        before = manifest.strategies
+        manifest = replace(manifest, strategies={**before, **options.strategies, **lowered.strategies})
         differs = lowered.strategies != manual.strategies
         session = Session(
             lowered.kernels, machine, found, log, manifest, settings, told, selected=selected, always_compare=differs,
@@ -163,7 +165,7 @@ def _search(
     if differs and done.network.get("kept") == "manual":
         # Manual's plan is one for the kernels of its own lowering.
         plan = schedule_kernels(manual, "manual", machine, schedules_dir=options.schedules_dir).plan
-        done = replace(done, strategies={**options.strategies, **manual.strategies}, plan=plan)
+        done = replace(done, strategies={**before, **options.strategies, **manual.strategies}, plan=plan)
     manifest = done
     manifest.write(path)
     return Tuned(path, manifest)
