@@ -12,6 +12,7 @@ from torch import nn
 from tvmopt.graph.pipeline import lower_model
 from tvmopt.machine import detect
 from tvmopt.model import Model, from_module
+from tvmopt.operators.sparse import without_kept
 from tvmopt.registry import rules
 from tvmopt.tuning import strategies
 from tvmopt.variants import strategies_of
@@ -149,6 +150,13 @@ def test_where_sparse_is_slower_everywhere_a_pruned_network_has_the_kernels_of_i
     assert kernels[0] == kernels[1]
     # By the rule, which has measured nothing, they differ.
     assert [kernel.key for kernel in lower_model(same, detect()).kernels] != kernels[0]
+
+
+def test_a_layer_is_told_by_its_sizes_however_it_is_computed() -> None:
+    whole, sparse = (lower_model(pruned(share), detect()).kernels for share in (0.0, 0.9))
+    named = [[k.geometry for k in kernels if k.geometry is not None] for kernels in (whole, sparse)]
+    assert len(named[0]) == 5 and "1x64x32" in named[0] and "1x64x32 kept 6" in named[1]
+    assert [without_kept(geometry) for geometry in named[1]] == named[0]
 
 
 def test_a_network_pruned_anew_is_measured_anew_where_it_is_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
