@@ -206,3 +206,26 @@ def test_a_sparse_kernel_is_timed_over_the_whole_input() -> None:
     (arguments,) = worker._kernels["one"][1]
     (offsets,) = [array for array in (argument.numpy() for argument in arguments) if array.dtype == np.int32]
     assert offsets.min() >= 0 and offsets.max() < 64 and all(len(set(row)) == 6 for row in offsets)
+
+
+def test_a_log_keeps_what_it_knew_of_another_sparsity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where a file is pruned anew under its name: the weights' shapes are the same, and so is the log."""
+    from tests.tuning.conftest import Silent
+    from tvmopt import tune
+    from tvmopt.options import BuildOptions
+    from tvmopt.tuning.network import Compared
+
+    def times(contenders: Any, *_: Any) -> dict[str, float]:
+        return {c.name: 1.0 if c.name.endswith("sparse") else 2.0 for c in contenders}
+
+    monkeypatch.setattr(strategies, "_time", times)
+    # Nothing is faster than manual's, so its plan is kept at the end: not at the price of the strategies.
+    monkeypatch.setattr(tune, "_compare", lambda *_: Compared(1.0, 1.0, 1.0))
+    options = BuildOptions(log_dir=tmp_path)
+    at_90, at_50 = (
+        tune.tune(pruned(share), trials=1, options=options, report=Silent()) for share in (0.9, 0.5)
+    )  # fmt: skip
+    assert at_90.path == at_50.path
+    assert DENSE_90 in at_90.manifest.strategies and DENSE_50 not in at_90.manifest.strategies
+    assert {DENSE_90, DENSE_50} <= set(at_50.manifest.strategies)
+    assert at_90.manifest.strategies.items() <= at_50.manifest.strategies.items()
