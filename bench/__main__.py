@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvmopt.compress.one_shot import add_options
 from tvmopt.errors import UsageError
 from tvmopt.options import (
     add_build_options,
@@ -18,7 +19,6 @@ from tvmopt.options import (
     names,
     positive_int,
     run,
-    sparsities,
 )
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ def parser() -> argparse.ArgumentParser:
                        "folder, or none; built-in models have their own")  # fmt: skip
     group.add_argument("--data-dir", metavar="DIR", help="where data sets are")
     group.add_argument("--limit", type=positive_int, help="the most images accuracy is measured on")
-    group.add_argument("--sparsity", type=sparsities, default=(), metavar="S,...",
-                       help="measure the network at these shares of zeros, pruned in one shot: 0,0.5,0.9")
-    group.add_argument("--method", default="block", metavar="M", help="how it is pruned, as in tvmopt.prune")
+    add_options(group, "measure", "; auto is what tune found with the same options")
     group.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
     group.add_argument("--report", type=Path, metavar="FILE",
                        help="write charts and tables to this HTML page; implies --profile")  # fmt: skip

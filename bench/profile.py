@@ -38,7 +38,8 @@ _MOST = 1.02
 class Line:
     """One kernel: `seconds` a call (median; `best_s` the least), `calls` in a run of the network.
 
-    `bandwidth`: bytes a second that sets like its bytes are moved at; `roof_s` is the least it could take.
+    `bandwidth`: bytes a second that sets like its bytes are moved at; `roof_s` is the least it could take. `layer`: the
+    sizes of the convolution or dense layer it computes, the same at every sparsity; None for other kernels.
     """
 
     kernel: str
@@ -52,6 +53,7 @@ class Line:
     bytes: int
     bandwidth: float
     roof_s: float
+    layer: str | None = None
 
     @property
     def total_s(self) -> float:
@@ -95,6 +97,7 @@ def profile(model: Model, variant: str, machine: Machine, options: BuildOptions)
         TvmoptError: what building the variant raises.
     """
     from tvmopt.graph.pipeline import lower_model
+    from tvmopt.operators.sparse import without_kept
     from tvmopt.runtime.bandwidth import Bandwidth
     from tvmopt.runtime.peak import Peak
     from tvmopt.runtime.threads import use_threads
@@ -121,6 +124,7 @@ def profile(model: Model, variant: str, machine: Machine, options: BuildOptions)
             Line(
                 kernel.name, kernel.op, kernel.shape, source, kernel.calls, statistics.median(samples), min(samples),
                 kernel.flops, kernel.bytes, rate, roof,
+                without_kept(kernel.geometry) if kernel.geometry is not None else None,
             )
         )  # fmt: skip
     return Profile(sorted(lines, key=lambda line: -line.total_s), Roof(peak, bandwidth.known))

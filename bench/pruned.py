@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,22 +58,11 @@ def networks(
 
 
 def _prune(spec: str | None, sparsity: float, method: str, options: BuildOptions, folder: Path) -> Pruned:
-    from tvmopt.compress.methods import check_sparsity, method_of
-    from tvmopt.compress.pruning import prune
-    from tvmopt.compress.saved import record_of, save
-    from tvmopt.compress.size import size_of
+    from tvmopt.compress.one_shot import OneShot
     from tvmopt.data import default_dataset
-    from tvmopt.errors import ModelError
 
-    chosen = method_of(method)
-    check_sparsity(chosen, sparsity)
+    made = OneShot.of(spec, method, sparsity, options)
     model = options.load(spec)
-    if model.exported is not None:
-        raise ModelError(f"{spec} is an exported program, which cannot be pruned: leave --sparsity out")
-    params = size_of(model.module).params
-    prune(model.module, chosen.name, sparsity, model.example_inputs)
-    # The name is that of the tuning log, too.
-    path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', model.name)}-{chosen.name}-{sparsity:g}.pt2"
-    save(model.module, model.example_inputs, path, record_of(model.module, chosen.name, sparsity, {}, params))
+    path = made.write(model, folder)
     whole = dataclasses.replace(options, batch=None, input_shape=None, weights=None)
     return Pruned(spec, str(path), whole, default_dataset(model))

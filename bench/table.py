@@ -82,12 +82,23 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return table
 
 
+def _with_sizes(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """`HEADER` and `cells`; for a pruned network its parameters' bytes without their zeros, too."""
+    if not rows[0]["sparsity"]:
+        return HEADER, cells(rows)
+    bare = [row["size_compressed_bytes"] for row in rows]
+    texts = [f"{size / 1e6:.2f}" if size and not row["error"] else "" for size, row in zip(bare, rows, strict=True)]
+    return (*HEADER, "sparse MB"), [(*line, text) for line, text in zip(cells(rows), texts, strict=True)]
+
+
 def notes(rows: Sequence[Row]) -> list[str]:
-    """What has to be said under a table: errors in full, what the mark means."""
+    """What has to be said under a table: errors in full, what the mark means, what the sizes are of."""
     said = [f"{row['variant']} failed: {row['error']}" for row in rows if row["error"] is not None]
     few = [row for row in rows if row["unstable"]]
     if few:
         said.append("! unstable: too few quiet samples in the time limit, or too wide an interval; no conclusion on 1%")
+    if rows[0]["sparsity"]:
+        said.append("size MB: of ours the exported file; sparse MB: all parameters, their zeros left out, as computed")
     return said
 
 
@@ -121,12 +132,12 @@ def terminal(rows: Sequence[Row]) -> Table:
     best = min((row["latency_ms"]["median"] for row in rows if row["latency_ms"]), default=None)
     fastest = [bool(row["latency_ms"]) and row["latency_ms"]["median"] == best for row in rows]
     styles = ["red" if row["error"] else "bold green" if won else "" for row, won in zip(rows, fastest, strict=True)]
-    return grid(title(rows), HEADER, cells(rows), styles)
+    return grid(title(rows), *_with_sizes(rows), styles)
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The same table in Markdown."""
-    return "\n".join([markdown_grid(title(rows), HEADER, cells(rows)), "", *notes(rows)]).rstrip() + "\n"
+    return "\n".join([markdown_grid(title(rows), *_with_sizes(rows)), "", *notes(rows)]).rstrip() + "\n"
 
 
 def conclusion(rows: Sequence[Row]) -> str:

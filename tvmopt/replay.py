@@ -101,12 +101,15 @@ def replay(
 
 
 def _load(path: Path, manifest: Manifest) -> Model:
+    from tvmopt.compress.one_shot import OneShot
     from tvmopt.model import load_model
 
     spec = manifest.model["spec"]
     shapes = manifest.model.get("inputs") or [None]
     shape = tuple(shapes[0]) if len(shapes) == 1 and shapes[0] else None
     try:
+        if (made := manifest.model.get("one_shot")) is not None:
+            return OneShot.from_json(made).load(manifest.model.get("dtype", "float32"))
         return load_model(spec, input_shape=shape, dtype=manifest.model.get("dtype", "float32"))
     except ModelError as error:
         raise LogError(f"{path}: its model cannot be loaded ({error})") from None

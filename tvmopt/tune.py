@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
 import tempfile
 import time
@@ -13,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvmopt.compress.one_shot import OneShot, add_options
 from tvmopt.errors import TargetError, UsageError
 from tvmopt.options import (
     BuildOptions,
@@ -24,15 +23,14 @@ from tvmopt.options import (
     positive_int,
     run,
 )
+from tvmopt.tuning.selection import check_selection, kernel_lines, selection
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from tvmopt.graph.kernels import Kernel
     from tvmopt.graph.pipeline import Lowered
     from tvmopt.machine import AnyMachine
     from tvmopt.model import Model
-    from tvmopt.plan import Plan
     from tvmopt.tuning.fleet import Fleet
     from tvmopt.tuning.manifest import Manifest
     from tvmopt.tuning.network import Compared
@@ -50,7 +48,7 @@ class Tuned:
 
 
 def tune(
-    model: Model | nn.Module | str | None = None,
+    model: Model | nn.Module | OneShot | str | None = None,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     target: str = "llvm",
     trials: int | None = None,
@@ -66,7 +64,7 @@ def tune(
     report: Report | None = None,
     fleet: Fleet | None = None,
 ) -> Tuned:
-    """Searches schedules for `model`, a spec, a loaded model, or a module with `example_inputs`.
+    """Searches schedules for `model`: a spec, that of a network to be pruned, a loaded model, or a module with inputs.
 
     trials: candidates measured, over all kernels; by default 24 for each kernel with an operator in it, 8 for others.
     time_budget: seconds of search. early_stop: end when no kernel got faster in its last so many candidates.
@@ -146,11 +144,13 @@ def _search(
         strategies = manifest.strategies if goes_on else options.strategies
         if fleet is not None:
             told.note("strategies are as asked for or planned: which is fastest is measured on this machine only")
-        elif not goes_on and selected is None and not isinstance(machine, GpuMachine):
-            strategies = measure_strategies(model, machine, found, options.strategies, told.note)
+        elif selected is None and not isinstance(machine, GpuMachine):
+            strategies = measure_strategies(model, machine, found, strategies, told.note)
         lowered = lower_model(model, machine, strategies, like=manual)
         check_selection(selected, lowered.kernels)
-        manifest = replace(manifest, strategies={**options.strategies, **lowered.strategies})
+        # What the log knew before stays: of the same network pruned otherwise, too.
+        before = manifest.strategies
+        manifest = replace(manifest, strategies={**before, **options.strategies, **lowered.strategies})
         differs = lowered.strategies != manual.strategies
         session = Session(
             lowered.kernels, machine, found, log, manifest, settings, told, selected=selected, always_compare=differs,
@@ -163,7 +163,7 @@ def _search(
     if differs and done.network.get("kept") == "manual":
         # Manual's plan is one for the kernels of its own lowering.
         plan = schedule_kernels(manual, "manual", machine, schedules_dir=options.schedules_dir).plan
-        done = replace(done, strategies={**options.strategies, **manual.strategies}, plan=plan)
+        done = replace(done, strategies={**before, **options.strategies, **manual.strategies}, plan=plan)
     manifest = done
     manifest.write(path)
     return Tuned(path, manifest)
@@ -196,34 +196,18 @@ def _compare(
         return compare(first, second, model, machine.cores, used)
 
 
-def check_selection(selected: set[int] | None, kernels: Sequence[Kernel]) -> None:
-    """Raises UsageError for a kernel that does not exist."""
-    beyond = sorted(index for index in selected or () if index >= len(kernels))
-    if beyond:
-        raise UsageError(f"--kernels: there is no kernel {beyond[0]}; this model's are 0 to {len(kernels) - 1}")
-
-
 def _model(model: Any, example_inputs: Any, options: BuildOptions) -> Model:
     from tvmopt.model import Model, from_module
 
     if isinstance(model, Model):
         return model
+    if isinstance(model, OneShot):
+        return model.load(options.dtype)
     if model is None or isinstance(model, str):
         return options.load(model)
     if example_inputs is None:
         raise UsageError("tune: a module needs example_inputs beside it")
     return from_module(model, example_inputs)
-
-
-def selection(text: str) -> set[int]:
-    """Kernel indices from `0,3-5`."""
-    chosen: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a list of kernels like 0,3-5")
-        chosen |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return chosen
 
 
 def parser() -> Parser:
@@ -234,6 +218,7 @@ def parser() -> Parser:
         "start goes on from there. Trials, time budget and early stop: the first reached ends the search.",
         ["", "torchvision:resnet18 --time-budget 10m", "digits_cnn --search both --trials 500 --seed 1",
          "torchvision:resnet18 --list-kernels", "torchvision:resnet18 --kernels 0,3-5 --fresh",
+         "torchvision:resnet18 --sparsity 0.8,0.9 --method block",
          "torchvision:resnet18 --runner rpc --tracker HOST:9190 --key epyc"],
     )  # fmt: skip
     made.add_argument("model", nargs="?", metavar="MODEL", default="digits_cnn",
@@ -251,6 +236,7 @@ def parser() -> Parser:
     group.add_argument("--kernels", type=selection, metavar="LIST", help="only these, by index: 0,3-5")
     group.add_argument("--list-kernels", action="store_true", help="print the kernels and their indices, and end")
     group.add_argument("--fresh", action="store_true", help="forget what earlier runs found")
+    add_options(group, "tune", "; each has the trials and the time to itself, and bench finds it by the same options")
     group = made.add_argument_group("where candidates are measured")
     group.add_argument("--runner", choices=("local", "rpc"), default="local",
                        help="this machine, or others through TVM's RPC tracker (tvmopt.serve on each)")  # fmt: skip
@@ -271,45 +257,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif args.tracker or args.key:
         raise UsageError("--tracker and --key go with --runner rpc")
     options = build_options(args)
-    if args.list_kernels:
-        return _list_kernels(args.model, fleet.machine(options, _say) if fleet else options.machine(), options)
-    try:
-        tuned = tune(
-            args.model, trials=args.trials, search=args.search, time_budget=args.time_budget,
-            early_stop=args.early_stop, seed=args.seed, kernels=args.kernels, fresh=args.fresh, options=options,
-            fleet=fleet,
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        print("tvmopt: interrupted; the log is in order, and the same command goes on from it", file=sys.stderr)
-        return 130
-    _print_result(tuned)
+    # All of them before the first search, which may take long: a method that is none is told at once.
+    networks = [
+        OneShot.of(args.model, args.method, share, options) if share else args.model
+        for share in dict.fromkeys(args.sparsity or (0.0,))
+    ]
+    for network in networks:
+        if isinstance(network, OneShot):
+            print(f"{network.arguments}:", flush=True)
+        if args.list_kernels:
+            machine = fleet.machine(options, _say) if fleet else options.machine()
+            print("\n".join(_kernel_lines(network, machine, options)))
+            continue
+        try:
+            tuned = tune(
+                network, trials=args.trials, search=args.search, time_budget=args.time_budget,
+                early_stop=args.early_stop, seed=args.seed, kernels=args.kernels, fresh=args.fresh, options=options,
+                fleet=fleet,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            print("tvmopt: interrupted; the log is in order, and the same command goes on from it", file=sys.stderr)
+            return 130
+        from tvmopt.tuning.progress import result_lines
+
+        print("\n".join([*result_lines(tuned.manifest), f"log: {tuned.path}"]))
     return 0
 
 
-def _list_kernels(spec: str, machine: AnyMachine, options: BuildOptions) -> int:
+def _kernel_lines(network: OneShot | str, machine: AnyMachine, options: BuildOptions) -> list[str]:
     from tvmopt.variants import lower_model
 
-    kernels = lower_model(options.load(spec), machine, options.strategies).kernels
-    for index, kernel in enumerate(kernels):
-        print(f"{index:3d}  {kernel.op:<18} x{kernel.calls:<3d} {kernel.flops / 1e6:9.2f} MFLOP  {kernel.shape}")
-    return 0
-
-
-def _print_result(tuned: Tuned) -> None:
-    plan: Plan = tuned.manifest.plan
-    for index, kernel in enumerate(plan):
-        seconds, manual = kernel.seconds, kernel.baseline_seconds
-        times = f"{seconds * 1e6:9.1f} us, manual {manual * 1e6:9.1f} us" if seconds and manual else "not measured"
-        print(f"{index:3d}  {kernel.name[:44]:<44} {kernel.source:<12} {times}")
-    network = tuned.manifest.network
-    if "ratio" in network:
-        print(
-            f"whole network: manual {network['manual_ms']:.3f} ms, auto {network['auto_ms']:.3f} ms, "
-            f"{1 / network['ratio']:.2f}x turn by turn"
-        )
-    if network.get("kept") == "manual":
-        print("auto is not faster: manual's plan is kept")
-    print(f"log: {tuned.path}")
+    return kernel_lines(lower_model(_model(network, None, options), machine, options.strategies).kernels)
 
 
 if __name__ == "__main__":

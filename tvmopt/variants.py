@@ -147,10 +147,15 @@ def build_variant(
     for difference in scheduling.differences:
         _log.warning("%s was tuned on another machine: %s", log_path, difference)
     if scheduling.missing:
+        from tvmopt.compress.one_shot import OneShot
+
+        # The file of a network that bench pruned is soon gone.
+        made = OneShot.of_model(model)
         _log.warning(
             "%d of %d kernels of %s have no record in %s and take manual's schedule; "
             "tune with: python -m tvmopt.tune %s%s",
-            scheduling.missing, len(lowered.kernels), model.name, log_path, model.spec,
+            scheduling.missing, len(lowered.kernels), model.name, log_path,
+            model.spec if made is None else made.arguments,
             " --target cuda" if machine.kind == "cuda" else "",
         )  # fmt: skip
     meta = {

@@ -218,7 +218,8 @@ def _facts(path: Path) -> dict[str, Any]:
 def lines(rows: Sequence[Row], facts: Mapping[str, Any]) -> list[list[str]]:
     """One line a network and variant, the header first."""
     dense = {row["variant"]: row for row in rows if row["model"].endswith("dense")}
-    found = [["", "variant", "top-1", "held back", "zeros", "parameters", "bytes, sparse", "median ms", "dense is"]]
+    found = [["", "variant", "top-1", "held back", "zeros", "parameters", "bytes, sparse", "file, bytes", "median ms",
+              "dense is"]]  # fmt: skip
     for row in rows:
         name = row["model"].removeprefix("resnet20, ")
         timed = row["latency_ms"] is not None and dense[row["variant"]]["latency_ms"] is not None
@@ -227,6 +228,7 @@ def lines(rows: Sequence[Row], facts: Mapping[str, Any]) -> list[list[str]]:
         found.append(
             [name, row["variant"], top1, f"{facts[name]['top1']['held back']:.2%}",
              f"{facts[name]['overall_sparsity']:.1%}", f"{row['params']:,}", f"{row['size_compressed_bytes']:,}",
+             f"{row['size_bytes']:,}" if timed else "failed",
              table.milliseconds(row["latency_ms"]["median"]) if timed else "failed", speed]
         )  # fmt: skip
     return found

@@ -68,16 +68,17 @@ def run(settings: Settings) -> int:
 
 def lines(rows: Sequence[Row]) -> list[list[str]]:
     """One line a network, the header first."""
-    found = [["", "median ms", "dense direct is", "dense as planned is", "bytes, sparse", "largest error"]]
+    found = [["", "median ms", "dense direct is", "dense as planned is", "bytes, sparse", "file, bytes",
+              "largest error"]]  # fmt: skip
     direct, plan = rows[:2]
     for row in rows:
         if row["latency_ms"] is None or direct["latency_ms"] is None or plan["latency_ms"] is None:
-            found.append([_name(row), *["failed"] * 5])
+            found.append([_name(row), *["failed"] * 6])
             continue
         text = table.milliseconds(row["latency_ms"]["median"]) + (" !" if row["unstable"] else "")
         found.append(
             [_name(row), text, f"{_ratio(direct, row).value:.2f}x", f"{_ratio(plan, row).value:.2f}x",
-             f"{row['size_compressed_bytes']:,}", f"{row['max_abs_err']:.1e}"]
+             f"{row['size_compressed_bytes']:,}", f"{row['size_bytes']:,}", f"{row['max_abs_err']:.1e}"]
         )  # fmt: skip
     return found
 

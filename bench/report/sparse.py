@@ -1,19 +1,20 @@
-"""What zeros save: latency of pruned models over their sparsity, and for single layers from how many zeros on."""
+"""What zeros save: latency of pruned models and of their layers over sparsity, and from how many zeros on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import sparsity_table, table
-from . import style
+from . import layers, style
 from .runs import Chart, Group, Row, Section, is_kernel, is_peer
 
 _ABOUT = (
-    "Latency of pruned models; each line is a contender and method. For single layers, the share of zeros from which "
-    "the sparse kernel takes less time than the dense ones of the same run: further left is better."
+    "Latency of pruned models; each line is a contender and method. For their layers, and for single ones, the share "
+    "of zeros from which the sparse kernel takes less time than the dense ones of the same run: further left is better."
 )
 _MARKS = {"direct": ("circle", "manual"), "the best dense strategy": ("diamond-open", "auto")}
+_WHOLE = "without zeros"
 _LINE_PX, _FRAME_PX = 22, 110
 
 
@@ -25,6 +26,7 @@ def section(groups: Sequence[Group], bench: str) -> Section:
             charts += _crossovers(group)
         elif len({row["sparsity"] for row in group.rows if row["latency_ms"]}) > 1:
             charts.append(_latency(group))
+            charts += _layers(group)
     missing = []
     if not charts:
         missing = [
@@ -82,9 +84,29 @@ def _crossovers(group: Group) -> list[Chart]:
     found = crossovers(group.rows)
     if not found:
         return []
+    summary = sparsity_table.summary([row for row in group.rows if row["latency_ms"]])
+    return [_dots(group.title, found, _MARKS, summary)]
+
+
+def _layers(group: Group) -> list[Chart]:
+    """Of each profiled contender a line for every layer over sparsity, and from how many zeros on it is faster."""
+    charts = []
+    for name, of_layers in layers.profiled(group).items():
+        variant = name.partition(",")[0]
+        found = {layer: {_WHOLE: layers.crossover(points)} for layer, points in of_layers.items()}
+        title = f"{group.title}: {name}, layer by layer"
+        charts += [layers.chart(title, of_layers, variant), _dots(title, found, {_WHOLE: ("circle", variant)}, [])]
+    return charts
+
+
+def _dots(
+    title: str, found: Mapping[str, Mapping[str, float | None]], marks: Mapping[str, tuple[str, str]],
+    said: Sequence[str],
+) -> Chart:  # fmt: skip
+    """A line a layer, and on it a mark for each of `marks` (against what -> symbol, colour's variant) in `found`."""
     names = list(found)
     data: list[dict[str, Any]] = []
-    for against, (symbol, variant) in _MARKS.items():
+    for against, (symbol, variant) in marks.items():
         known = [(name, share) for name in names if (share := found[name][against]) is not None]
         data.append(
             {
@@ -101,7 +123,6 @@ def _crossovers(group: Group) -> list[Chart]:
         data, _FRAME_PX + _LINE_PX * len(names), xaxis=style.axis("zeros", ticksuffix="%", range=[0, 100]),
         yaxis=style.axis("", categoryorder="array", categoryarray=order, type="category"),
     )  # fmt: skip
-    never = [f"{name}: {against}" for name in names for against in _MARKS if found[name][against] is None]
-    notes = [*sparsity_table.summary([row for row in group.rows if row["latency_ms"]])]
-    notes += [f"Not faster at any sparsity measured: {'; '.join(never)}."] if never else []
-    return [Chart(f"{group.title}: from how many zeros on", figure, notes)]
+    never = [f"{name}: {against}" for name in names for against in marks if found[name][against] is None]
+    notes = [*said, *([f"Not faster at any sparsity measured: {'; '.join(never)}."] if never else [])]
+    return Chart(f"{title}: from how many zeros on", figure, notes)

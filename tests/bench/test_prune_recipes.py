@@ -106,7 +106,7 @@ def test_resnet18_verdicts_tell_what_is_less_than_wanted() -> None:
         samples = [ms * (1 + 0.001 * (i % 3)) for i in range(30)]
         return {
             "model": f"resnet18, {name}", "latency_ms": {"median": ms}, "samples_ms": samples,
-            "rounds": [i // 3 for i in range(30)], "unstable": False, "size_compressed_bytes": 1000,
+            "rounds": [i // 3 for i in range(30)], "unstable": False, "size_compressed_bytes": 1000, "size_bytes": 2000,
             "max_abs_err": 1e-6, "error": None,
         }  # fmt: skip
 
@@ -116,6 +116,8 @@ def test_resnet18_verdicts_tell_what_is_less_than_wanted() -> None:
     assert said[1].endswith(": less than wanted")
     failed = [*rows[:3], {**rows[3], "latency_ms": None}]
     assert len(resnet18_sparse.verdicts(failed)) == 1 and resnet18_sparse.lines(failed)[-1][1] == "failed"
+    header, first, *_ = resnet18_sparse.lines(rows)
+    assert dict(zip(header, first, strict=True))["file, bytes"] == "2,000"
 
 
 def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -14,13 +14,8 @@ from tvmopt.graph.strategy import cost, decide, decide_dense, is_resident, ways
 from tvmopt.machine import detect
 from tvmopt.model import from_module
 from tvmopt.operators.conv2d import Conv2d
+from tvmopt.operators.dense import Dense
 from tvmopt.runtime.verify import check
-
-
-def dense(
-    kept: int | None, nonzeros: int | None = None, rows: int = 1, asked: dict[str, str] | None = None
-) -> str:
-    return decide_dense(kept, nonzeros, (rows, 1024, 1024), 16, asked or {})
 
 
 def conv(channels: int = 64, size: int = 56, out: int | None = None, kernel: int = 3, stride: int = 1) -> Conv2d:
@@ -55,9 +50,6 @@ def test_sparse_where_enough_is_zero() -> None:
     assert plan(dataclasses.replace(wide, kept=128)) == "sparse"
     assert plan(dataclasses.replace(wide, kept=250)) == "direct"
     assert "sparse" not in ways(wide, plain_input=False)
-    assert dense(100) == "sparse" and dense(1000) == "packed"
-    assert dense(700) == "sparse" and dense(700, rows=32) == "packed"
-    assert dense(None) == "packed" and dense(None, asked={"dense": "sparse"}) == "sparse"
 
 
 def test_unstructured_where_single_weights_are_left() -> None:
@@ -69,9 +61,30 @@ def test_unstructured_where_single_weights_are_left() -> None:
     assert "unstructured" in ways(dataclasses.replace(conv(3, 56), nonzeros=9), plain_input=True)
     # More than a row of the image, and registers do not hold it.
     assert "unstructured" not in ways(dataclasses.replace(conv(64, 500), nonzeros=9), plain_input=False)
-    assert dense(None, 1024 * 1024 // 20) == "unstructured" and dense(None, 1024 * 1024 // 4) == "packed"
-    assert dense(900, 1024 * 1024 // 20, rows=32) == "unstructured"
-    assert dense(None, 1024 * 1024 // 2, rows=32) == "packed"
+
+
+def dense(kept: int | None, rows: int = 1, nonzeros: int | None = None, **strategies: str) -> str:
+    return decide_dense(Dense(rows, 1024, 1024, kept, nonzeros), strategies, 16)
+
+
+def test_a_dense_layer_is_sparse_where_enough_is_zero() -> None:
+    assert dense(100) == "sparse" and dense(1000) == "packed"
+    assert dense(700) == "sparse" and dense(700, 32) == "packed"
+    assert dense(None) == "packed" and dense(None, dense="sparse") == "sparse"
+    few, many = 1024 * 1024 // 20, 1024 * 1024 // 2
+    assert dense(None, nonzeros=few) == "unstructured" and dense(None, nonzeros=many) == "packed"
+    assert dense(None, 32, few) == "unstructured" and dense(None, 32, many) == "packed"
+
+
+def test_what_was_measured_of_a_dense_layer_holds_for_as_many_kept_blocks_only() -> None:
+    measured = {
+        "dense 1x1024x1024 kept 100": "packed", "dense 32x1024x1024 kept 900": "sparse",
+        "dense 1x1024x1024 nonzeros 99": "packed",
+    }  # fmt: skip
+    assert dense(100, **measured) == "packed" and dense(101, **measured) == "sparse"
+    assert dense(900, 32, **measured) == "sparse" and dense(901, 32, **measured) == "packed"
+    assert dense(100, **measured, dense="sparse") == "sparse"
+    assert dense(None, nonzeros=99, **measured) == "packed" and dense(None, nonzeros=98, **measured) == "unstructured"
 
 
 def test_what_is_asked_for_comes_before_the_rule() -> None:
@@ -88,6 +101,16 @@ def test_what_a_log_has_measured_comes_before_the_rule_but_not_before_what_is_as
     assert decide(chosen, measured, plain_input=False, resident=False) == "gemm"
     assert decide(chosen, {**measured, "conv2d": "direct"}, plain_input=False, resident=False) == "direct"
     assert decide(conv(64, 28), measured, plain_input=False, resident=False) == "winograd-f4"
+
+
+def test_a_log_of_one_sparsity_says_nothing_of_another() -> None:
+    at_90, at_50 = (dataclasses.replace(conv(64, 56), kept=kept) for kept in (58, 288))
+    measured = {f"conv2d {at_90.geometry}": "sparse"}
+    assert decide(at_90, measured, plain_input=False, resident=False) == "sparse"
+    assert decide(at_50, measured, plain_input=False, resident=False) == plan(at_50) != "sparse"
+    # And one of the dense network nothing of a pruned one.
+    of_dense = {f"conv2d {conv(64, 56).geometry}": "direct"}
+    assert decide(at_90, of_dense, plain_input=False, resident=False) == "sparse"
 
 
 def test_costs_grow_with_what_is_computed_and_read() -> None:

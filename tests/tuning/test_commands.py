@@ -31,6 +31,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--kernels", "3-1"], 2, "--kernels"),
         (["--log-dir", "/proc/nowhere"], 1, "--log-dir"),
         (["--target", "abacus"], 1, "abacus"),
+        (["--sparsity", "1.5"], 2, "--sparsity"),
+        (["--sparsity", "0.5", "--method", "ice"], 2, "ice"),
     ],
 )
 def test_bad_input_to_tune_is_one_line(arguments: list[str], status: int, said: str) -> None:

@@ -32,7 +32,8 @@ class Record:
     method: its full name. sparsity: what was asked for, in 0..1: of the layers that were pruned, or the share of
     filters removed. overall: share of zeros among all parameters. layers: name -> its share of zeros, layers left
     alone included. masks: name -> bool tensor of the weight's shape, True where a weight stays. accuracy: top-1 in
-    0..1, "before" any pruning and "after" all of it. dense_params: how many parameters there were before.
+    0..1, "before" any pruning and "after" all of it. dense_params: how many parameters there were before. one_shot:
+    what it can be made from again (one_shot.py), where it can.
     """
 
     method: str
@@ -42,6 +43,7 @@ class Record:
     masks: dict[str, Tensor] = field(default_factory=dict)
     accuracy: dict[str, float] = field(default_factory=dict)
     dense_params: int | None = None
+    one_shot: dict[str, Any] | None = None
 
 
 def record_of(
@@ -69,6 +71,7 @@ def save(module: nn.Module, inputs: Sequence[Tensor], path: Path, record: Record
     content = {
         "format": _FORMAT, "method": record.method, "sparsity": record.sparsity, "overall_sparsity": record.overall,
         "layers": record.layers, "accuracy": record.accuracy, "dense_params": record.dense_params,
+        "one_shot": record.one_shot,
         "masks": {name: _pack(mask) for name, mask in record.masks.items()},
     }  # fmt: skip
     try:
@@ -102,7 +105,7 @@ def read(extra: Mapping[str, Any]) -> Record | None:
         return Record(
             str(content["method"]), float(content["sparsity"]), float(content["overall_sparsity"]),
             {str(name): float(share) for name, share in content["layers"].items()}, masks,
-            dict(content["accuracy"]), content["dense_params"],
+            dict(content["accuracy"]), content["dense_params"], content.get("one_shot"),
         )  # fmt: skip
     except ModelError:
         raise

@@ -8,7 +8,6 @@ later multiplication by a zero weight would not remove) is only taken over where
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ from tvmopt.operators.conv2d import Conv2d, pack_depthwise_weight, pack_weight
 from tvmopt.operators.conv2d_depthwise import conv2d_depthwise
 from tvmopt.operators.conv2d_direct import conv2d_direct
 from tvmopt.operators.conv2d_gemm import conv2d_gemm, pack_gemm_weight
-from tvmopt.operators.dense import dense, pack_dense_weight
+from tvmopt.operators.dense import Dense, dense, pack_dense_weight
 from tvmopt.operators.dense_sparse import dense_sparse, pack_sparse_dense_weight
 from tvmopt.operators.sparse import most_kept
 from tvmopt.operators.unstructured import scattered
@@ -90,12 +89,14 @@ def conv2d(state: Blocker, call: relax.Call) -> Value | None:
     if way == strategy.UNSTRUCTURED:
         return _value(None, 0, unstructured.convolution(state, state.plain(data), weight, kernel, conv))
     source = state.plain(data) if plain_input else state.blocked(data)
+    # A dense kernel computes the zeros, and is the one of the same layer without them: it shares its records.
+    whole = dataclasses.replace(conv, kept=None, nonzeros=None)
     if way in strategy.TILES:
         m = strategy.TILES[way]
         packed = state.weight(
             (weight, way), lambda: winograd.pack_winograd_weight(pack_weight(kernel, conv, plain_input=False), m)
         )
-        return _value(state.anchor(winograd.conv2d_winograd, source, packed, conv=conv, m=m), conv.out_channels)
+        return _value(state.anchor(winograd.conv2d_winograd, source, packed, conv=whole, m=m), conv.out_channels)
     if way == strategy.SPARSE:
         out = sparse_anchor(
             state, weight, lambda: conv2d_sparse.pack_sparse_weight(kernel, conv), conv2d_sparse.conv2d_sparse, source,
@@ -109,7 +110,7 @@ def conv2d(state: Blocker, call: relax.Call) -> Value | None:
 
     function = conv2d_gemm if way == strategy.GEMM else conv2d_direct
     packed = state.weight((weight, function.__name__, plain_input), make)
-    out = state.anchor(function, source, packed, conv=conv, plain_input=plain_input)
+    out = state.anchor(function, source, packed, conv=whole, plain_input=plain_input)
     return _value(out, conv.out_channels)
 
 
@@ -123,32 +124,34 @@ def sparse_anchor(
     return state.anchor(function, data, *pattern, **kwargs)
 
 
-def _dense_way(state: Blocker, left: relax.Expr, weight: np.ndarray) -> str:
-    transposed = weight.T
-    shape = math.prod(_shape(left)[:-1]), *weight.shape
-    kept, nonzeros = most_kept(transposed, state.block), scattered(transposed, state.block)
-    return strategy.decide_dense(kept, nonzeros, shape, state.block, state.strategies)
-
-
 def matmul(state: Blocker, call: relax.Call) -> Value | None:
     """A product with constant weights becomes a packed `dense`; one of two computed tensors a `batch_matmul`."""
     left, right = call.args
     if not _is_float32(left, right) or len(_shape(left)) < 2:
         return None
     weight = _constant(right)
-    if weight is None:
-        out = attention.product(state, call)
-        return _value(None, 0, out) if out is not None else None
-    if weight.ndim != 2:
-        return None
-    way, data, columns = _dense_way(state, left, weight), state.plain(left), weight.shape[1]
+    if weight is not None and weight.ndim == 2:
+        return _value(None, 0, _dense(state, left, right, weight))
+    out = attention.product(state, call) if weight is None else None
+    return _value(None, 0, out) if out is not None else None
+
+
+def _dense(state: Blocker, left: relax.Expr, right: relax.Expr, weight: np.ndarray) -> relax.Expr:
+    """The product of `left` (..., K) and `right`, whose values are `weight` (K, N), by its strategy."""
+    depth, columns = weight.shape
+    nonzeros = scattered(weight.T, state.block)
+    kept = most_kept(weight.T, state.block) if nonzeros is None else None
+    layer = Dense(math.prod(_shape(left)[:-1]), depth, columns, kept, nonzeros)
+    way, data = state.decide_dense(layer), state.plain(left)
     if way == strategy.SPARSE:
-        pack = functools.partial(pack_sparse_dense_weight, weight, state.block)
-        return _value(None, 0, sparse_anchor(state, right, pack, dense_sparse, data, columns=columns))
+        return sparse_anchor(
+            state, right, lambda: pack_sparse_dense_weight(weight, state.block), dense_sparse, data, columns=columns,
+            geometry=layer.geometry,
+        )  # fmt: skip
     if way == strategy.UNSTRUCTURED:
-        return _value(None, 0, unstructured.product(state, data, right, weight))
+        return unstructured.product(state, data, right, weight, layer)
     packed = state.weight((right, "dense"), lambda: pack_dense_weight(weight, state.block))
-    return _value(None, 0, state.anchor(dense, data, packed, columns=columns))
+    return state.anchor(dense, data, packed, columns=columns)
 
 
 def _is_blocked(state: Blocker, expr: relax.Expr) -> bool:

@@ -27,6 +27,7 @@ from tvmopt.operators.unstructured import Rows
 
 if TYPE_CHECKING:
     from tvmopt.operators.conv2d import Conv2d
+    from tvmopt.operators.dense import Dense
 
 # relax's OpPatternKind.kOutEWiseFusable: element-wise operators that follow are fused into the kernel.
 _OUT_ELEMENTWISE_FUSABLE = 4
@@ -43,10 +44,11 @@ class Value:
 
 @dataclass(frozen=True)
 class Decision:
-    """How a convolution was lowered, and how it could have been."""
+    """How a convolution (or, by its `op`, a dense layer) was lowered, and how it could have been."""
 
     way: str
     possible: tuple[str, ...]
+    op: str = "conv2d"
 
 
 @dataclass
@@ -75,6 +77,13 @@ class Blocker:
         """The way `conv` is lowered (graph/strategy.py), which is noted."""
         way = strategy.decide(conv, self.strategies, plain_input=plain_input, resident=self.resident)
         self.decided[conv.geometry] = Decision(way, strategy.ways(conv, plain_input=plain_input))
+        return way
+
+    def decide_dense(self, layer: Dense) -> str:
+        """The way `layer` is lowered, which is noted where there is more than one."""
+        way = strategy.decide_dense(layer, self.strategies, self.block)
+        if len(possible := strategy.ways_dense(layer)) > 1:
+            self.decided[layer.geometry] = Decision(way, possible, "dense")
         return way
 
     def value(self, expr: relax.Expr) -> Value:
@@ -174,7 +183,7 @@ class BlockLayout:
     """Bring `main` into the blocked layout of `machine`, whose blocks are as wide as its SIMD registers.
 
     `strategies` says by what way each operator is lowered (graph/strategy.py); `decided`, after the pass has run, what
-    became of each convolution, by its geometry.
+    became of each convolution, and of each dense layer that has zeros to skip, by its geometry.
     """
 
     def __init__(self, machine: Machine, strategies: Mapping[str, str]) -> None:

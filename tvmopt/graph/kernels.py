@@ -14,7 +14,8 @@ from tvm import relax, tirx
 from tvm_ffi import structural_hash, structural_walk
 
 from tvmopt.graph.network import Unsupported, read_network
-from tvmopt.operators import ANCHORS, FLOPS_ATTR, OFFSETS_ATTR
+from tvmopt.operators import ANCHORS, FLOPS_ATTR, GEOMETRY_ATTR, OFFSETS_ATTR
+from tvmopt.operators.dense import Dense
 from tvmopt.operators.sparse import random_offsets
 from tvmopt.operators.unstructured import is_described, random_rows
 
@@ -43,6 +44,11 @@ class Kernel:
         """16 hex digits that tell kernels apart by what they compute, whatever they are called."""
         plain = self.func.without_attr("global_symbol") if _has(self.func, "global_symbol") else self.func
         return f"{structural_hash(plain) & 0xFFFFFFFFFFFFFFFF:016x}"
+
+    @cached_property
+    def geometry(self) -> str | None:
+        """The sizes of the convolution or the dense layer that is its anchor, as text; None for other kernels."""
+        return geometry_of(self.func)
 
     @cached_property
     def written(self) -> float:
@@ -101,6 +107,20 @@ def describe(func: tirx.PrimFunc) -> tuple[str, int]:
         if word in names:
             return kind, flops
     return ("reduce" if any(_reduces(block) for block in found) else "elementwise"), flops
+
+
+def geometry_of(func: tirx.PrimFunc) -> str | None:
+    """`Kernel.geometry` of a function that is not scheduled; with what is kept where it skips zeros."""
+    blocks = {block_name(block): block for block in find_blocks(func)}
+    for block in blocks.values():
+        if GEOMETRY_ATTR in block.annotations:
+            return str(block.annotations[GEOMETRY_ATTR])
+    # A packed product has no such annotation: with one it would be another kernel than the tuning logs have.
+    if not {"dense", "unblock"} <= set(blocks):
+        return None
+    *lead, columns = (int(iv.dom.extent) for iv in blocks["unblock"].iter_vars)
+    depth = int(blocks["dense"].iter_vars[-1].dom.extent)
+    return Dense(math.prod(lead), depth, columns).geometry
 
 
 def random_integers(func: tirx.PrimFunc, shape: Sequence[int], generator: np.random.Generator) -> np.ndarray:

@@ -55,9 +55,9 @@ class Phase:
 class Lowered:
     """A model in TensorIR: `module` with `main` and one PrimFunc a kernel, all of them still unscheduled.
 
-    `decided` says by what way each convolution was lowered, by its geometry; nothing for TVM's own lowering. `program`
-    is the whole model's. Where the batch is computed in parts (parts.py), `part` is the program that was lowered, and
-    the module says of how many parts (`PARTS`).
+    `decided` says by what way each convolution was lowered, and each dense layer that has zeros to skip, by its
+    geometry; nothing for TVM's own lowering. `program` is the whole model's. Where the batch is computed in parts
+    (parts.py), `part` is the program that was lowered, and the module says of how many parts (`PARTS`).
     """
 
     program: ExportedProgram
@@ -68,8 +68,8 @@ class Lowered:
 
     @property
     def strategies(self) -> dict[str, str]:
-        """`conv2d <geometry>` -> the way it was lowered by: the same network is lowered from it again."""
-        return {f"conv2d {geometry}": decision.way for geometry, decision in self.decided.items()}
+        """`conv2d <geometry>`, `dense <geometry>` -> the way: the same network is lowered from it again."""
+        return {f"{decision.op} {geometry}": decision.way for geometry, decision in self.decided.items()}
 
 
 def lowering(ours: tvm.transform.Pass | None, dtype: str = "float32") -> list[Phase]:

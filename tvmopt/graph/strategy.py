@@ -1,7 +1,8 @@
-"""Which strategy each convolution is lowered by: forced, taken from a tuning log, or by the cost rule below.
+"""Which strategy each convolution and dense layer is lowered by: forced, from a tuning log, or by the rules below.
 
-`strategies` maps `conv2d` to one way for all of them, or to `plan`; with `plan`, single convolutions are decided by
-`conv2d <geometry>` (what a tuning log has measured), and those without such a line by `cost`.
+`strategies` maps `conv2d` and `dense` to one way for all of them, or to `plan`; with `plan`, single layers are decided
+by `conv2d <geometry>` or `dense <geometry>` (what a tuning log has measured), and those without such a line by `cost`
+or `decide_dense`'s margins. A geometry names what is kept of pruned weights: a log decides for no other sparsity.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tvmopt.operators.dense_unstructured import MANY_ROWS
 if TYPE_CHECKING:
     from tvmopt.machine import Machine
     from tvmopt.operators.conv2d import Conv2d
+    from tvmopt.operators.dense import Dense
 
 PLAN = "plan"
 DIRECT, GEMM, WINOGRAD, SPARSE, UNSTRUCTURED = "direct", "gemm", "winograd", "sparse", "unstructured"
@@ -145,28 +147,31 @@ def decide(conv: Conv2d, strategies: Mapping[str, str], *, plain_input: bool, re
     return sparser if sparser is not None and sparse[sparser] < SPARSE_MARGIN * rated[best] else best
 
 
-def decide_dense(
-    kept: int | None, nonzeros: int | None, shape: tuple[int, int, int], lanes: int, strategies: Mapping[str, str]
-) -> str:
-    """The way a dense layer of `shape` (rows, inputs, columns) is lowered.
+def ways_dense(layer: Dense) -> tuple[str, ...]:
+    """The ways a dense layer of constant weights can be lowered, `packed` first."""
+    sparse = ((SPARSE, layer.kept), (UNSTRUCTURED, layer.nonzeros))
+    return (PACKED, *(way for way, count in sparse if count is not None))
 
-    An output depends on `kept` inputs at most, as blocks of outputs have them (None: on all); `nonzeros` as `Conv2d`'s.
-    """
+
+def decide_dense(layer: Dense, strategies: Mapping[str, str], lanes: int) -> str:
+    """The way `layer` is lowered: as asked for, as a tuning log says, else sparse where little enough is kept."""
     asked = strategies.get("dense", PLAN)
+    if asked == PLAN:
+        asked = strategies.get(f"dense {layer.geometry}", PLAN)
     if asked != PLAN:
         return asked
-    # What a block of columns takes for a row of the input.
-    best, least = PACKED, (SPARSE_MARGIN if shape[0] == 1 else SPARSE_ROWS_MARGIN) * shape[1]
-    if kept is not None and kept + SPARSE_CYCLES < least:
-        best, least = SPARSE, kept + SPARSE_CYCLES
-    if nonzeros is not None and _dense_unstructured(nonzeros, shape, lanes) < least:
-        best = UNSTRUCTURED
-    return best
+    margin = SPARSE_MARGIN if layer.rows == 1 else SPARSE_ROWS_MARGIN
+    # What a block of columns takes for a row of the input, in multiply-adds.
+    if layer.kept is not None and layer.kept + SPARSE_CYCLES < margin * layer.depth:
+        return SPARSE
+    if layer.nonzeros is not None and _dense_unstructured(layer, layer.nonzeros, lanes) < margin * layer.depth:
+        return UNSTRUCTURED
+    return PACKED
 
 
-def _dense_unstructured(nonzeros: int, shape: tuple[int, int, int], lanes: int) -> float:
-    rows, depth, columns = shape
+def _dense_unstructured(layer: Dense, nonzeros: int, lanes: int) -> float:
+    rows, columns = layer.rows, layer.columns
     if rows < MANY_ROWS:
         return nonzeros / columns * GATHER_CYCLES + UNSTRUCTURED_CYCLES
     weights = POINTWISE_CYCLES * nonzeros / columns + UNSTRUCTURED_CYCLES
-    return lanes * (weights * -(-rows // lanes) / rows + TURN_CYCLES * (depth + columns) / columns)
+    return lanes * (weights * -(-rows // lanes) / rows + TURN_CYCLES * (layer.depth + columns) / columns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +19,7 @@ from tvmopt.operators.dense_unstructured import (
 
 if TYPE_CHECKING:
     from tvmopt.graph.blocking import Blocker
+    from tvmopt.operators.dense import Dense
 
 
 def convolution(state: Blocker, data: relax.Expr, weight: relax.Expr, kernel: np.ndarray, conv: Conv2d) -> relax.Expr:
@@ -28,11 +28,12 @@ def convolution(state: Blocker, data: relax.Expr, weight: relax.Expr, kernel: np
     return state.anchor(conv2d_unstructured, data, *rows, conv=conv)
 
 
-def product(state: Blocker, data: relax.Expr, right: relax.Expr, weight: np.ndarray) -> relax.Expr:
+def product(
+    state: Blocker, data: relax.Expr, right: relax.Expr, weight: np.ndarray, layer: Dense
+) -> relax.Expr:
     """(..., K) times (K, N), the array of `right`."""
-    rows = math.prod(int(x) for x in list(data.ty.shape)[:-1])
-    if rows < MANY_ROWS:
+    if layer.rows < MANY_ROWS:
         packed = state.rows((right, "columns"), lambda: pack_columns(weight, state.block))
-        return state.anchor(dense_unstructured, data, *packed, columns=weight.shape[1])
-    packed = state.rows((right, rows), lambda: pack_rows(weight, rows, state.block))
-    return state.anchor(dense_unstructured_rows, data, *packed, lanes=state.block)
+        return state.anchor(dense_unstructured, data, *packed, columns=layer.columns, geometry=layer.geometry)
+    packed = state.rows((right, layer.rows), lambda: pack_rows(weight, layer.rows, state.block))
+    return state.anchor(dense_unstructured_rows, data, *packed, lanes=state.block, geometry=layer.geometry)

@@ -11,7 +11,8 @@ OFFSETS_ATTR = "tvmopt.offsets"
 """Annotation of an anchor block that is given offsets: the grid they are of, as `count x step, ...` of its axes."""
 
 GEOMETRY_ATTR = "tvmopt.geometry"
-"""Annotation of a convolution's anchor block: its sizes as text (`Conv2d.geometry`), whatever it was lowered by."""
+"""Annotation of the anchor block of a convolution or a sparse product: its sizes as text (`Conv2d.geometry`,
+`Dense.geometry`); what is kept of the weights is among them where the kernel is sparse."""
 
 ANCHORS = (
     "conv2d_direct", "conv2d_pointwise", "conv2d_gemm", "conv2d_winograd", "conv2d_depthwise", "dense", "batch_matmul",

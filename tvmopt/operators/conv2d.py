@@ -9,6 +9,7 @@ from tvm import te
 
 from tvmopt.operators import FLOPS_ATTR, GEOMETRY_ATTR
 from tvmopt.operators.blocking import blocks
+from tvmopt.operators.sparse import kept_text
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ class Conv2d:
         text = f"{self.batch}x{self.in_channels}x{self.in_size[0]}x{self.in_size[1]} {self.out_channels} {kh}x{kw}"
         text += f" stride {sh}x{sw} pad {','.join(map(str, self.padding))}"
         text += f" dilation {dh}x{dw}" if (dh, dw) != (1, 1) else ""
-        text += f" kept {self.kept}" if self.kept is not None else ""
-        text += f" nonzeros {self.nonzeros}" if self.nonzeros is not None else ""
+        text += kept_text(self.kept, self.nonzeros)
         return text + (f" groups {self.groups}" if self.groups > 1 else "")
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from tvm import te
@@ -15,6 +16,23 @@ from tvm import te
 from tvmopt.operators import FLOPS_ATTR
 from tvmopt.operators.blocking import blocks
 from tvmopt.operators.extent import has_good_tile, padded_extent
+from tvmopt.operators.sparse import kept_text
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Sizes of a product of (rows, depth) and constant (depth, columns); `kept` and `nonzeros` as `Conv2d`'s."""
+
+    rows: int
+    depth: int
+    columns: int
+    kept: int | None = None
+    nonzeros: int | None = None
+
+    @property
+    def geometry(self) -> str:
+        """The sizes as text, such as `1x1024x1000 kept 102`."""
+        return f"{self.rows}x{self.depth}x{self.columns}" + kept_text(self.kept, self.nonzeros)
 
 
 def pack_dense_weight(weight: np.ndarray, block: int) -> np.ndarray:

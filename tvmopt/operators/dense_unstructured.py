@@ -13,7 +13,7 @@ import math
 import numpy as np
 from tvm import te
 
-from tvmopt.operators import FLOPS_ATTR, OFFSETS_ATTR
+from tvmopt.operators import FLOPS_ATTR, GEOMETRY_ATTR, OFFSETS_ATTR
 from tvmopt.operators.dense import row_of, unblock
 from tvmopt.operators.extent import LARGEST_TILE
 from tvmopt.operators.unstructured import Rows, compress_rows, describe_rows, row_sum
@@ -43,9 +43,12 @@ def pack_columns(weight: np.ndarray, block: int) -> Rows:
 
 
 def dense_unstructured(
-    data: te.Tensor, values: te.Tensor, offsets: te.Tensor, ranges: te.Tensor, *, columns: int
+    data: te.Tensor, values: te.Tensor, offsets: te.Tensor, ranges: te.Tensor, *, columns: int, geometry: str
 ) -> te.Tensor:
-    """(..., K) times the kept weights -> (..., columns). Stages: the anchor `dense_unstructured`, `unblock`."""
+    """(..., K) times the kept weights -> (..., columns). Stages: the anchor `dense_unstructured`, `unblock`.
+
+    geometry: the layer's sizes as text (`Dense.geometry`), which the anchor carries.
+    """
     *lead, depth = (int(x) for x in data.shape)
     rows = math.prod(lead)
     kept, block = (int(x) for x in values.shape)
@@ -61,7 +64,10 @@ def dense_unstructured(
         (rows, int(ranges.shape[0]), block),
         element,
         name="dense_unstructured",
-        attrs={FLOPS_ATTR: 2 * rows * kept * block, OFFSETS_ATTR: describe_rows(1, depth, depth - 1, kept)},
+        attrs={
+            FLOPS_ATTR: 2 * rows * kept * block, OFFSETS_ATTR: describe_rows(1, depth, depth - 1, kept),
+            GEOMETRY_ATTR: geometry,
+        },
     )
     return unblock(out, lead, columns)
 
@@ -80,9 +86,9 @@ def pack_rows(weight: np.ndarray, rows: int, block: int) -> Rows:
 
 
 def dense_unstructured_rows(
-    data: te.Tensor, values: te.Tensor, offsets: te.Tensor, ranges: te.Tensor, *, lanes: int
+    data: te.Tensor, values: te.Tensor, offsets: te.Tensor, ranges: te.Tensor, *, lanes: int, geometry: str
 ) -> te.Tensor:
-    """(..., K) times the kept weights -> (..., columns), which `ranges` is as long as.
+    """(..., K) times the kept weights -> (..., columns), which `ranges` is as long as; `geometry` as above.
 
     Stages: `turned` (K, rows), the anchor `dense_unstructured_rows` (columns, tiles, vectors, lanes), `back`.
     """
@@ -109,7 +115,9 @@ def dense_unstructured_rows(
         (columns, tiles, vectors, lanes),
         element,
         name="dense_unstructured_rows",
-        attrs={FLOPS_ATTR: 2 * rows * kept, OFFSETS_ATTR: describe_rows(depth, computed, 0, kept)},
+        attrs={
+            FLOPS_ATTR: 2 * rows * kept, OFFSETS_ATTR: describe_rows(depth, computed, 0, kept), GEOMETRY_ATTR: geometry,
+        },
     )
 
     def back(*i: te.Var) -> te.PrimExpr:

@@ -21,6 +21,7 @@ remainder says so, by a power of two, which is a single instruction.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,6 +65,17 @@ def most_kept(weight: np.ndarray, block: int) -> int | None:
     rows = [np.count_nonzero((weight[i : i + block] != 0).any(axis=0)) for i in range(0, outputs, block)]
     most = max(rows)
     return int(most) if most < weight[0].size else None
+
+
+def kept_text(kept: int | None, nonzeros: int | None = None) -> str:
+    """What the text of a layer's sizes says of its zeros (`Conv2d`'s `kept` and `nonzeros`)."""
+    text = f" kept {kept}" if kept is not None else ""
+    return text + (f" nonzeros {nonzeros}" if nonzeros is not None else "")
+
+
+def without_kept(geometry: str) -> str:
+    """The sizes of a layer as they would be without its zeros: what its dense kernels are told apart by."""
+    return re.sub(r" (kept|nonzeros) \d+", "", geometry)
 
 
 def describe_offsets(shape: Sequence[int], steps: Sequence[int], group: int, order: Sequence[int] = ()) -> str:

@@ -88,9 +88,13 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-    """What a manifest says about its model."""
+    """What a manifest says about its model; `one_shot` is there for one that was pruned for the search."""
+    from tvmopt.compress.one_shot import OneShot
+
+    made = OneShot.of_model(model)
     return {
         "spec": model.spec,
+        **({"one_shot": made.to_json()} if made is not None else {}),
         "name": model.name,
         "digest": model.digest,
         "dtype": model.dtype,

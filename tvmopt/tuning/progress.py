@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from tvmopt.tuning.manifest import Manifest
     from tvmopt.tuning.session import Session
     from tvmopt.tuning.task import Task
 
@@ -92,3 +93,21 @@ def _row(task: Task) -> list[str]:
         *cells, f"{task.baseline * 1e6:.1f} us", f"{best * 1e6:.1f} us",
         f"{kernel.flops / best * 1e-9:.0f}" if kernel.flops else "", task.verdict or f"{1 / task.ratio:.2f}x",
     ]  # fmt: skip
+
+
+def result_lines(manifest: Manifest) -> list[str]:
+    """What a search came to: a line a kernel, and the whole network beside manual's."""
+    lines = []
+    for index, kernel in enumerate(manifest.plan):
+        seconds, manual = kernel.seconds, kernel.baseline_seconds
+        times = f"{seconds * 1e6:9.1f} us, manual {manual * 1e6:9.1f} us" if seconds and manual else "not measured"
+        lines.append(f"{index:3d}  {kernel.name[:44]:<44} {kernel.source:<12} {times}")
+    network = manifest.network
+    if "ratio" in network:
+        lines.append(
+            f"whole network: manual {network['manual_ms']:.3f} ms, auto {network['auto_ms']:.3f} ms, "
+            f"{1 / network['ratio']:.2f}x turn by turn"
+        )
+    if network.get("kept") == "manual":
+        lines.append("auto is not faster: manual's plan is kept")
+    return lines

@@ -1,7 +1,7 @@
-"""Which strategy each convolution of a network is fastest by: measured, with manual's schedules.
+"""Which strategy each convolution and pruned dense layer is fastest by: measured, with manual's schedules.
 
-The network is lowered once for every way there is; each convolution's kernels, epilogue included, are then timed in
-one process, taking turns. Weights come from memory in every call where the whole network's do not fit L3, as in the
+The network is lowered once for every way there is; each layer's kernels, epilogue included, are then timed in one
+process, taking turns. Weights come from memory in every call where the whole network's do not fit L3, as in the
 network itself: that is what decides between Winograd's tiles.
 """
 
@@ -11,14 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tvmopt.graph.kernels import count_calls, find_blocks
+from tvmopt.graph.kernels import count_calls
 from tvmopt.graph.pipeline import Lowered, lower_model
-from tvmopt.graph.strategy import PLAN, is_resident
+from tvmopt.graph.strategy import PLAN, SPARSE, UNSTRUCTURED, is_resident
 from tvmopt.machine import threads_environment
-from tvmopt.operators import GEOMETRY_ATTR
+from tvmopt.operators.sparse import without_kept
 from tvmopt.tuning.process import Process, WorkerError
 
 if TYPE_CHECKING:
+    from tvmopt.graph.blocking import Decision
     from tvmopt.graph.kernels import Kernel
     from tvmopt.machine import Machine
     from tvmopt.model import Model
@@ -34,43 +35,34 @@ _TIME_LIMIT_S = 600.0
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to compute the convolution of a geometry: its kernel, and which parameters hold constants."""
+    """One way to compute a layer: its kernel, what that is told apart by, and which parameters hold constants."""
 
-    geometry: str
-    way: str
+    name: str
     kernel: Kernel
     constants: tuple[int, ...]
 
-    @property
-    def name(self) -> str:
-        """What the worker calls it."""
-        return f"{self.geometry} by {self.way}"
+
+def candidate_name(geometry: str, way: str) -> str:
+    """What a layer's kernel by `way` is called: dense ones are the same, whatever is kept of the weights."""
+    return f"{geometry if way in (SPARSE, UNSTRUCTURED) else without_kept(geometry)} by {way}"
 
 
-def geometry_of(kernel: Kernel) -> str | None:
-    """The geometry of the convolution that is a kernel's anchor; None for other kernels."""
-    for block in find_blocks(kernel.func):
-        if GEOMETRY_ATTR in block.annotations:
-            return str(block.annotations[GEOMETRY_ATTR])
-    return None
-
-
-def candidates(lowered: Lowered, others: Mapping[str, Lowered]) -> list[Candidate]:
-    """The ways of every convolution of `lowered` that has more than one; `others` are the lowerings by one way each."""
-    found = []
-    for way, other in others.items():
+def candidates(layers: Mapping[str, Decision], others: Mapping[tuple[str, str], Lowered]) -> list[Candidate]:
+    """The kernels that compute `layers`, which are by geometry; `others` are lowered by one (operator, way) each."""
+    found: dict[str, Candidate] = {}
+    for (op, way), other in others.items():
+        wanted = {
+            candidate_name(geometry, way) for geometry, decision in layers.items()
+            if decision.op == op and way in decision.possible and other.decided[geometry].way == way
+        }  # fmt: skip
         constants = constant_parameters(other)
-        seen: set[str] = set()
+        # Of several epilogues the one that is called most speaks for all.
         for kernel in sorted(other.kernels, key=lambda kernel: -kernel.calls):
-            geometry = geometry_of(kernel)
-            decision = lowered.decided.get(geometry) if geometry is not None else None
-            # Of several epilogues the one that is called most speaks for all.
-            if geometry is None or decision is None or len(decision.possible) < 2 or geometry in seen:
-                continue
-            if other.decided[geometry].way == way:
-                seen.add(geometry)
-                found.append(Candidate(geometry, way, kernel, constants[kernel.name]))
-    return sorted(found, key=lambda candidate: candidate.name)
+            name = f"{kernel.geometry} by {way}"
+            if name in wanted:
+                wanted.remove(name)
+                found[name] = Candidate(name, kernel, constants[kernel.name])
+    return [found[name] for name in sorted(found)]
 
 
 def constant_parameters(lowered: Lowered) -> dict[str, tuple[int, ...]]:
@@ -110,33 +102,38 @@ def _bytes(shape: Sequence[object]) -> int:
 def measure_strategies(
     model: Model, machine: Machine, rules: Sequence[Rule], strategies: Mapping[str, str], note: Callable[[str], None]
 ) -> dict[str, str]:
-    """What to lower `model` with: `strategies`, and the fastest way of each convolution beside them.
+    """What to lower `model` with: `strategies`, and the fastest way of each layer beside them.
 
-    A way is asked for by `conv2d <geometry>`; nothing is measured where `strategies` say one way for all.
-    A kernel that does not build, or not in time, cannot win.
+    A way is asked for by `conv2d <geometry>` or `dense <geometry>`. Not measured are layers of an operator for which
+    `strategies` say one way for all, and those that they decide already, as a log does that is gone on with: it knows
+    none of a network that was pruned otherwise since. A kernel that does not build, or not in time, cannot win.
     """
     chosen = dict(strategies)
-    if chosen.get("conv2d", PLAN) != PLAN:
-        return chosen
     lowered = lower_model(model, machine, chosen)
-    open_ones = [decision.possible for decision in lowered.decided.values() if len(decision.possible) > 1]
-    ways = sorted({way for possible in open_ones for way in possible})
-    others = {way: lower_model(model, machine, {**chosen, "conv2d": way}, like=lowered) for way in ways}
+    layers = {
+        geometry: decision for geometry, decision in lowered.decided.items()
+        if len(decision.possible) > 1 and chosen.get(decision.op, PLAN) == PLAN
+        and f"{decision.op} {geometry}" not in chosen
+    }  # fmt: skip
+    if not layers:
+        return chosen
+    ways = sorted({(decision.op, way) for decision in layers.values() for way in decision.possible})
+    others = {(op, way): lower_model(model, machine, {**chosen, op: way}, like=lowered) for op, way in ways}
     streamed = not is_resident(weight_bytes(lowered), machine)
-    contenders = candidates(lowered, others)
+    contenders = candidates(layers, others)
     if not contenders:
-        return {**chosen, **lowered.strategies}
-    note(f"measuring {len(contenders)} ways to compute {len({c.geometry for c in contenders})} convolutions")
+        return {**lowered.strategies, **chosen}
+    note(f"measuring {len(contenders)} kernels, the ways to compute {len(layers)} layers")
     seconds = _time(contenders, machine, rules, streamed, note)
-    for geometry, decision in lowered.decided.items():
-        rated = {way: seconds[name] for way in decision.possible if (name := f"{geometry} by {way}") in seconds}
+    for geometry, decision in layers.items():
+        rated = {way: seconds[name] for way in decision.possible if (name := candidate_name(geometry, way)) in seconds}
         if decision.way not in rated:
             continue
         best = min(rated, key=lambda way: rated[way])
         way = best if rated[best] < MARGIN * rated[decision.way] else decision.way
-        chosen[f"conv2d {geometry}"] = way
+        chosen[f"{decision.op} {geometry}"] = way
         times = ", ".join(f"{w} {s * 1e6:.0f} us" for w, s in sorted(rated.items(), key=lambda item: item[1]))
-        note(f"conv2d {geometry}: {way} ({times})")
+        note(f"{decision.op} {geometry}: {way} ({times})")
     return {**lowered.strategies, **chosen}
 
 
@@ -164,7 +161,7 @@ def _time(
                 arguments = (candidate.name, module, target, candidate.constants, streamed)
                 process.ask("add", *arguments, limit_s=_BUILD_LIMIT_S)
             except WorkerError as error:
-                note(f"conv2d {candidate.name}: not measured ({error})")
+                note(f"{candidate.name}: not measured ({error})")
                 if not process.alive:
                     return {}
         measured: dict[str, float] = process.ask("time", ROUNDS, limit_s=_TIME_LIMIT_S)

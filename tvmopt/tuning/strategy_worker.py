@@ -28,6 +28,7 @@ class StrategyWorker:
         import tvm
 
         from tvmopt.graph.host_pipeline import compile_kernels
+        from tvmopt.graph.kernels import random_integers
 
         loaded = tvm.ir.load_json(module)
         function = compile_kernels(loaded, tvm.target.Target(target)).jit()["main"]
@@ -35,8 +36,11 @@ class StrategyWorker:
 
         def make(index: int) -> Any:
             param = loaded["main"].params[index]
-            shape = [int(size) for size in param.shape]
-            return tvm.runtime.tensor(generator.standard_normal(shape, dtype=np.float32).astype(str(param.dtype)))
+            shape, dtype = [int(size) for size in param.shape], str(param.dtype)
+            if dtype.startswith("float"):
+                return tvm.runtime.tensor(generator.standard_normal(shape, dtype=np.float32).astype(dtype))
+            # Offsets all over the input, as a pattern has them: what a sparse kernel reads is part of its time.
+            return tvm.runtime.tensor(random_integers(loaded["main"], shape, generator).astype(dtype))
 
         arguments = [make(index) for index in range(len(loaded["main"].params))]
         sizes = {index: int(np.prod(arguments[index].shape)) * 4 for index in constants}
