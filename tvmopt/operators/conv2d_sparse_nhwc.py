@@ -8,10 +8,8 @@ from __future__ import annotations
 import numpy as np
 from tvm import te
 
-from tvmopt.operators import GEOMETRY_ATTR
 from tvmopt.operators.conv2d import Conv2d
-from tvmopt.operators.dense_sparse import pack_sparse_dense_weight, sparse_product
-from tvmopt.operators.gemm import split_index
+from tvmopt.operators.dense_sparse import dense_sparse, pack_sparse_dense_weight
 from tvmopt.operators.sparse import Pattern
 
 # Output channels of a block, a convolution's and a dense layer's: as pruning zeroes them (compress/methods.py), and
@@ -35,14 +33,10 @@ def pack_sparse_nhwc_weight(weight: np.ndarray) -> Pattern:
 def conv2d_sparse_nhwc(data: te.Tensor, values: te.Tensor, offsets: te.Tensor, conv: Conv2d) -> te.Tensor:
     """(N, H, W, I) times the kept blocks (O/block, kept, group, block) -> (N, OH, OW, O).
 
-    Stages as `sparse_product`'s, whose anchor `dense_sparse` has pixels for rows.
+    Stages: `picked` (N, OH, OW, I), where there is a stride, then `dense_sparse`'s, with pixels for rows.
     """
-    lead = (conv.batch, *conv.out_size)
     down, across = conv.strides
-
-    def pixel(m: te.PrimExpr, channel: te.PrimExpr) -> te.PrimExpr:
-        n, y, x = split_index(m, lead)
-        return data[n, y * down, x * across, channel]
-
-    attrs = {GEOMETRY_ATTR: conv.geometry}
-    return sparse_product(pixel, lead, conv.in_channels, values, offsets, conv.out_channels, attrs)
+    if conv.strides != (1, 1):
+        shape = (conv.batch, *conv.out_size, conv.in_channels)
+        data = te.compute(shape, lambda n, y, x, c: data[n, y * down, x * across, c], name="picked")
+    return dense_sparse(data, values, offsets, columns=conv.out_channels, geometry=conv.geometry)

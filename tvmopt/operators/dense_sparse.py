@@ -7,12 +7,11 @@ many rows as the others (operators/sparse.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from tvm import te
 
-from tvmopt.operators import FLOPS_ATTR, OFFSETS_ATTR
+from tvmopt.operators import FLOPS_ATTR, GEOMETRY_ATTR, OFFSETS_ATTR
 from tvmopt.operators.dense import pack_dense_weight, row_of, unblock
 from tvmopt.operators.extent import padded_extent
 from tvmopt.operators.sparse import Pattern, bounded, compress, describe_offsets
@@ -23,24 +22,21 @@ def pack_sparse_dense_weight(weight: np.ndarray, block: int) -> Pattern:
     return compress(pack_dense_weight(weight, block), (1,))
 
 
-def dense_sparse(data: te.Tensor, values: te.Tensor, offsets: te.Tensor, *, columns: int) -> te.Tensor:
-    """(..., K) times the kept blocks (N/block, kept, group, block) -> (..., columns); stages as `sparse_product`'s."""
-    *lead, depth = (int(x) for x in data.shape)
-    return sparse_product(row_of(data), lead, depth, values, offsets, columns)
+def dense_sparse(
+    data: te.Tensor, values: te.Tensor, offsets: te.Tensor, *, columns: int, geometry: str | None = None
+) -> te.Tensor:
+    """(..., K) times the kept blocks (N/block, kept, group, block) -> (..., columns).
 
-
-def sparse_product(
-    row: Callable[[te.PrimExpr, te.PrimExpr], te.PrimExpr], lead: Sequence[int], depth: int, values: te.Tensor,
-    offsets: te.Tensor, columns: int, attrs: Mapping[str, object] | None = None,
-) -> te.Tensor:  # fmt: skip
-    """The matrix `row(m, k)`, of as many rows as `lead` has elements, times the kept blocks -> (*lead, columns).
+    geometry: the layer's sizes as text (`Dense.geometry`), which the anchor carries.
 
     Stages: `turned` (K, rows), where there are several rows, the anchor `dense_sparse` (rows, N/block, block),
     `unblock`. Turned, the rows of a tile lie side by side: a kept block reads one or two lines of the cache, and as
-    the data lies it would read one for every row. `attrs`: what else the anchor carries.
+    the data lies it would read one for every row.
     """
+    *lead, depth = (int(x) for x in data.shape)
     rows = math.prod(lead)
     panels, kept, group, block = (int(x) for x in values.shape)
+    row = row_of(data)
     computed = padded_extent(rows)
     k, g = te.reduce_axis((0, kept), "k"), te.reduce_axis((0, group), "g")
     if rows == 1:
@@ -50,17 +46,14 @@ def sparse_product(
     else:
 
         def turn(d: te.PrimExpr, m: te.PrimExpr) -> te.PrimExpr:
-            return row(m, d) if computed == rows else te.if_then_else(m < rows, row(m, d), te.const(0, values.dtype))
+            return row(m, d) if computed == rows else te.if_then_else(m < rows, row(m, d), te.const(0, data.dtype))
 
         source = te.compute((depth, computed), turn, name="turned")
+    attrs = {FLOPS_ATTR: 2 * rows * columns * kept * group, OFFSETS_ATTR: describe_offsets((depth,), (1,), group)}
     out = te.compute(
         (computed, panels, block),
         lambda m, no, ni: te.sum(source(bounded(offsets[no, k], depth) + g, m) * values[no, k, g, ni], axis=[k, g]),
         name="dense_sparse",
-        attrs={
-            **(attrs or {}),
-            FLOPS_ATTR: 2 * rows * columns * kept * group,
-            OFFSETS_ATTR: describe_offsets((depth,), (1,), group),
-        },
+        attrs={**attrs, GEOMETRY_ATTR: geometry} if geometry is not None else attrs,
     )
     return unblock(out, lead, columns)
