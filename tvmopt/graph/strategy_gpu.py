@@ -131,11 +131,9 @@ def decide(conv: Conv2d, dtype: str, strategies: Mapping[str, str], machine: Gpu
 def decide_dense(product: Product, dtype: str, strategies: Mapping[str, str], machine: GpuMachine) -> str:
     """How a dense layer computing in `dtype` is lowered: as asked for, else by time; in half precision it is packed."""
     asked = strategies.get("dense", PLAN)
-    if dtype != "float32" or asked == PACKED:
-        return PACKED
-    if asked == SPARSE:
+    if dtype == "float32" and asked == SPARSE:
         return SPARSE
-    if product.kept is None:
+    if dtype != "float32" or asked != PLAN or product.kept is None:
         return PACKED
     dense_s, sparse_s = (product_seconds(product, way, machine) for way in (PACKED, SPARSE))
     return SPARSE if sparse_s < SPARSE_MARGIN * dense_s else PACKED
