@@ -48,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
          "--op gemm --shape 512x512x512 --tune 60", "--list resnet50,square --variants manual",
          "--list all --variants manual --op conv2d --limit 2",
          "--op conv2d --shape 1x256x14x14,256,1 --sparsity 0.5,0.8,0.9",
-         "--target cuda --op gemm --shape 4096x4096x4096 --dtype float32,float16"],
+         "--target cuda --op gemm --shape 4096x4096x4096 --dtype float32,float16",
+         "--target cuda --op gemm --shape 1024x1024x1024 --sparsity 0.5,0.8,0.9"],
     )  # fmt: skip
     made.add_argument("--op", type=names_of, metavar="OP,...", help=f"of {', '.join(OPS)}; without it, all of them")
     made.add_argument("--shape", action="append", metavar="S",

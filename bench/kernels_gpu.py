@@ -1,14 +1,16 @@
 """`python -m bench.kernels --target cuda`: single kernels on the GPU that is here, against cuBLAS and cuDNN.
 
-They are timed as one-layer networks by the bench's own turns, on the GPU's clock, verified before and after. TF32 is
-off for everybody. The roof is measured on the GPU in the same run: what cuBLAS reaches with a product of two 8192 x
-8192 matrices of the same dtype, and what a copy of more than L2 holds moves, reading and writing counted.
+They are timed as one-layer networks by the bench's own turns, on the GPU's clock, verified before and after, an image's
+way into NHWC and back included; with --sparsity layers of block-sparse weights too (kernels_gpu_sparse.py). TF32 is off
+for everybody. The roof is measured on the GPU in the same run: what cuBLAS reaches with a product of two 8192 x 8192
+matrices of the same dtype, and what a copy of more than L2 holds moves, reading and writing counted.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,9 @@ from tvmopt.errors import TargetError, UsageError
 if TYPE_CHECKING:
     import argparse
 
-    from .cases import Case
+    from tvmopt.options import BuildOptions
+
+    from .kernels_gpu_sparse import Layer
 
 PEERS = ("torch", "torch-channels-last")
 _SIDE = 8192
@@ -40,10 +44,12 @@ class Roof:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UsageError for what is measured on CPUs only, TargetError where there is no GPU."""
-    for option in ("ladder", "show", "tune", "sparsity"):
+    """Raises UsageError for what is measured on CPUs or in fp32 only, TargetError where there is no GPU."""
+    for option in ("ladder", "show", "tune"):
         if getattr(args, option):
             raise UsageError(f"--{option} is for CPUs: leave it or --target cuda out")
+    if args.sparsity and args.dtype != ("float32",):
+        raise UsageError("--sparsity: sparse kernels for GPUs compute in float32; leave --dtype out")
     from tvmopt.machine import detect_gpu
 
     if detect_gpu() is None:
@@ -92,12 +98,15 @@ def bytes_of(op: str, shape: str, dtype: str) -> int:
     return sum(tensor.numel() for tensor in tensors) * getattr(torch, dtype).itemsize
 
 
-def completed(row: Row, op: str, shape: str, roof: Roof, size: int) -> Row:
+def completed(row: Row, op: str, shape: str, roof: Roof, layer: Layer) -> Row:
     """A result of the bench with what a kernel's has beside it; one that failed has none of that."""
-    row = {**row, "model": f"{op}:{shape}", "op": op, "shape": shape}
+    row = {
+        **row, "model": f"{op}:{shape}", "op": op, "shape": shape, "sparsity": layer.sparsity, "method": layer.method,
+        "flops": row["flops"] if layer.flops is None else layer.flops,
+    }  # fmt: skip
     if row["latency_ms"] is None:
         return row
-    seconds = row["latency_ms"]["median"] * 1e-3
+    seconds, size = row["latency_ms"]["median"] * 1e-3, layer.size
     bound, least = roof.bound(row["flops"], size)
     return {
         **row, "gflops": row["flops"] / seconds * 1e-9, "bytes_per_s": size / seconds, "bound": bound,
@@ -109,20 +118,23 @@ def main(args: argparse.Namespace, wanted: Sequence[tuple[str, str]], argv: Sequ
     """Measures `wanted` in each of the dtypes, prints a line a contender, and writes; 1 where one of ours failed."""
     from tvmopt.options import BuildOptions
 
-    from . import commands, environment, kernel_table, results
-    from .cases import contenders
-    from .measure import Data, measure
+    from . import commands, environment, kernel_table, kernels_gpu_sparse, results, sparsity_table
+    from .measure import Data, measure_together
     from .process import WorkerError
     from .turns import Settings
 
     machine = BuildOptions(target="cuda").machine()
-    peers = [name for name in PEERS if "torch" in args.variants]
-    ours = [name for name in args.variants if name != "torch"]
+    if args.sparsity:
+        named, wanted = wanted, kernels_gpu_sparse.supported(wanted, machine)
+        for op, shape in named:
+            if (op, shape) not in wanted:
+                print(f"left out: {op} {shape} has no sparse kernel on a GPU", file=sys.stderr)
     described = environment.describe(machine, machine.cores)
     described["command"] = commands.recorded("bench.kernels", argv)
     print(machine.describe(), file=sys.stderr)
     settings = Settings(samples=args.rounds, time_limit_s=args.limit)
     rows: list[Row] = []
+    timed: list[Row] = []
     failed = False
     for dtype in args.dtype:
         roof = measured_roof(dtype)
@@ -133,25 +145,45 @@ def main(args: argparse.Namespace, wanted: Sequence[tuple[str, str]], argv: Sequ
             schedules_dir=Path(args.schedules) if args.schedules else None,
         )  # fmt: skip
         for op, shape in wanted:
-            names = peers if op == "conv2d" else peers[:1]
-            cases: list[Case] = contenders([spec(op, shape)], ours, names, options)[spec(op, shape)]
-            try:
-                found = measure(cases, settings, Data(None, False), _quiet)
-            except WorkerError as error:
-                print(f"{op} {shape}: {error}", flush=True)
-                failed = True
-                continue
-            size = bytes_of(op, shape, dtype)
-            mine = [completed(row, op, shape, roof, size) for row in found]
+            with tempfile.TemporaryDirectory() as folder:
+                layers = layers_of(op, shape, args, options, Path(folder))
+                try:
+                    found = measure_together([one.cases for one in layers], settings, Data(None, False), _quiet)
+                except WorkerError as error:
+                    print(f"{op} {shape}: {error}", flush=True)
+                    failed = True
+                    continue
+            owners = [layer for layer in layers for _ in layer.cases]
+            mine = [completed(row, op, shape, roof, layer) for row, layer in zip(found, owners, strict=True)]
             rows += mine
             for row in mine:
                 failed |= row["error"] is not None and not row["variant"].startswith("peer:")
                 said = kernel_table.line(row) if row["latency_ms"] else f"{op} {shape} {row['variant']}: {row['error']}"
-                print(f"{dtype} {said}", flush=True)
+                zeros = f", sparse, {row['sparsity']:.0%} of zeros" if sparsity_table.is_sparse(row) else ""
+                print(f"{dtype} {said}{zeros}", flush=True)
+            # The first is the dense layer, which the others are set beside.
+            if args.sparsity and mine[0]["latency_ms"]:
+                timed += (of_layer := [row for row in mine if row["latency_ms"]])
+                print("\n".join(sparsity_table.notes(of_layer)), flush=True)
             if args.json is not None:
                 # After each: what is interrupted keeps what it has.
                 results.write(results.document(described, rows), args.json)
+    if args.sparsity:
+        print("\n".join(sparsity_table.summary(timed)))
     return 1 if failed else 0
+
+
+def layers_of(op: str, shape: str, args: argparse.Namespace, options: BuildOptions, folder: Path) -> list[Layer]:
+    """The layer with its contenders, dense, and with --sparsity pruned too; files go into `folder`."""
+    from . import kernels_gpu_sparse
+    from .cases import contenders
+
+    model, size = spec(op, shape), bytes_of(op, shape, options.dtype)
+    names = [name for name in PEERS if "torch" in args.variants][: len(PEERS) if op == "conv2d" else 1]
+    ours = [name for name in args.variants if name != "torch"]
+    if not args.sparsity:
+        return [kernels_gpu_sparse.Layer(contenders([model], ours, names, options)[model], None, size)]
+    return kernels_gpu_sparse.layers(op, model, size, args.sparsity, args.method, ours, names, options, folder)
 
 
 def _quiet(name: str, text: str) -> None:

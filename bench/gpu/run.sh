@@ -80,6 +80,9 @@ kernels() {
     kernel "conv2d-$dtype" --dtype "$dtype" --op conv2d --shape 32x64x56x56,64,3,1,1 --shape 32x256x14x14,256,3,1,1 \
       --shape 32x96x56x56,96,3,1,1,96
   done
+  local zeros=(--sparsity 0.5,0.8,0.9 --variants manual,torch)
+  kernel sparse-gemm --op gemm --shape 1024x1024x1024 --shape 4096x4096x4096 "${zeros[@]}"
+  kernel sparse-conv2d --op conv2d --shape 32x256x14x14,1024,1 --shape 32x1024x14x14,256,1 "${zeros[@]}"
 }
 
 # kernel NAME ARGUMENTS...: python -m bench.kernels on the GPU, its result beside its output.
@@ -99,6 +102,9 @@ networks() {
       measure "$model-$dtype-b1-graphs" "torchvision:$model" --dtype "$dtype" --peers none --cuda-graphs --time-limit 3s
     done
   done
+  # Most of ResNet-50 is 1x1 convolutions, and of a batch these are large enough for the plan to take sparse.
+  measure resnet50-float32-b32-pruned torchvision:resnet50 --batch 32 --sparsity 0,0.8,0.9 --method block \
+    --variants manual --peers torch --time-limit 3s
 }
 
 tune() {

@@ -23,7 +23,7 @@ from tvm.s_tir import Schedule
 from tvm.tirx import IndexMap
 
 from ..cpu.common import FIRST, Rung, find_block
-from .common import inline_consumers
+from .common import inline_consumers, inline_producers
 
 # Threads of a block: four warps, one for each of an SM's schedulers; blocks are small, so that there are many.
 THREADS = 128
@@ -47,6 +47,8 @@ def rule(sch: Schedule, kernel: Any, machine: Any, choose: Any) -> Schedule | No
     """Schedule a kernel whose anchor is `dense_sparse`; declines any other."""
     if kernel.op != "dense_sparse":
         return None
+    # The pixels that a stride leaves are read where they are, not copied.
+    inline_producers(sch, ["picked"])
     anchor, turned = find_block(sch, "dense_sparse"), find_block(sch, "turned")
     rows, panels, lanes = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars[:3])
     output = inline_consumers(sch, anchor, [turned] if turned is not None else [])

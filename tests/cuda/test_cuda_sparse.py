@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from tvmopt.schedules.cuda import LADDERS
 
-from bench.cuda_proof.cases.sparse import boundary, case
+from bench.cuda_proof.cases.sparse import STRIDED, boundary, case, strided
 from bench.ladder import Taken
 from tests.cuda.support import ARCHITECTURES, compiled, executed, needs_nvcc
 
@@ -17,6 +17,11 @@ CASES = boundary()
 def test_opencl_gives_the_masked_products_results() -> None:
     for one in CASES[::5]:
         executed(one)
+
+
+def test_opencl_a_stride_takes_every_so_many_pixels() -> None:
+    for sizes in STRIDED:
+        executed(strided(*sizes))
 
 
 @pytest.mark.slow

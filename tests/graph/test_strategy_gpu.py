@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from tvmopt.graph.strategy_gpu import decide, seconds, ways
+from tvmopt.graph.strategy_gpu import decide, decide_dense, product_seconds, seconds, ways
 from tvmopt.machine import named_gpu
 from tvmopt.operators.conv2d import Conv2d
+from tvmopt.operators.dense import Dense
 
 A100, H100 = named_gpu("sm_80"), named_gpu("sm_90")
 
@@ -68,3 +71,55 @@ def test_what_a_log_has_measured_comes_before_the_rule() -> None:
     measured = {f"conv2d {chosen.geometry}": "winograd-f2"}
     assert decide(chosen, "float32", measured, H100) == "winograd-f2"
     assert decide(chosen, "float32", {**measured, "conv2d": "direct"}, H100) == "direct"
+
+
+def pruned(zeros: float, **sizes: int) -> Conv2d:
+    """A 1x1 convolution of 1024 to 1024 channels of which this share is zero in whole blocks."""
+    chosen = conv(channels=1024, kernel=1, **sizes)
+    return dataclasses.replace(chosen, kept=round((1 - zeros) * chosen.in_channels))
+
+
+def test_cuda_sparse_where_it_is_clearly_ahead() -> None:
+    assert [plan(pruned(zeros)) for zeros in (0.1, 0.5, 0.8, 0.9)] == ["direct", "direct", "sparse", "sparse"]
+    assert plan(pruned(0.9, stride=2)) == "sparse"
+    # One image's few pixels: the steps a thread takes one after the other bind, and a dense product has none.
+    assert plan(pruned(0.9, batch=1, size=7)) == "direct"
+    assert seconds(pruned(0.9), "sparse", H100) < seconds(pruned(0.8), "sparse", H100)
+
+
+def test_cuda_sparse_is_for_pruned_1x1_convolutions_in_fp32() -> None:
+    assert ways(pruned(0.9), "float32") == ("direct", "sparse")
+    assert ways(pruned(0.9), "float16") == ways(conv(kernel=1), "float32") == ("direct",)
+    padded = dataclasses.replace(pruned(0.9), padding=(1, 1, 1, 1))
+    for other in (conv(), conv(kernel=1, groups=4), padded):
+        assert plan(other, conv2d="sparse") == "direct"
+    assert plan(pruned(0.9), "float16", conv2d="sparse") == "direct"
+    # What is asked for is taken where it fits, zeros or none, as on a CPU.
+    assert plan(conv(kernel=1), conv2d="sparse") == plan(pruned(0.1), conv2d="sparse") == "sparse"
+    for way in ("winograd", "direct", "gemm"):
+        assert plan(pruned(0.9), conv2d=way) == "direct"
+
+
+def test_cuda_what_a_log_has_measured_of_a_pruned_convolution() -> None:
+    sparse, dense = pruned(0.5), pruned(0.9)
+    measured = {f"conv2d {sparse.geometry}": "sparse", f"conv2d {dense.geometry}": "direct"}
+    assert [decide(one, "float32", measured, H100) for one in (sparse, dense)] == ["sparse", "direct"]
+
+
+def dense(kept: int | None, rows: int = 1024, dtype: str = "float32", **strategies: str) -> str:
+    return decide_dense(Dense(rows, 1024, 1024, kept), dtype, strategies, H100)
+
+
+def test_cuda_dense_layers() -> None:
+    assert dense(100) == "sparse" and dense(900) == dense(None) == "packed"
+    assert dense(100, rows=1) == "packed"
+    assert dense(None, dense="sparse") == "sparse" and dense(100, dense="packed") == "packed"
+    assert dense(100, dtype="bfloat16") == dense(100, dtype="float16", dense="sparse") == "packed"
+
+
+def test_cuda_sparse_costs_its_steps_its_operations_and_what_it_turns() -> None:
+    few, many = Dense(1, 4096, 1024, 400), Dense(8192, 4096, 1024, 400)
+    for one in (few, many):
+        wider = dataclasses.replace(one, kept=800)
+        assert 1.4 < product_seconds(wider, "sparse", H100) / product_seconds(one, "sparse", H100) < 2.0
+    assert product_seconds(many, "sparse", H100) > 2 * product_seconds(few, "sparse", H100)

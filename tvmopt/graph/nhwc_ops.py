@@ -5,14 +5,15 @@ A handler takes the state of the pass and the call, emits the new form and retur
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
 
-from tvmopt.graph.blocked_ops import _constant, _four, _is_blocked, _pair, _shape, _value, unary
-from tvmopt.graph.strategy import DIRECT, TILES
+from tvmopt.graph.blocked_ops import _constant, _four, _is_blocked, _pair, _shape, _value, sparse_anchor, unary
+from tvmopt.graph.strategy import DIRECT, SPARSE, TILES
 from tvmopt.operators.conv2d import Conv2d
 from tvmopt.operators.conv2d_nhwc import (
     conv2d_depthwise_nhwc,
@@ -20,8 +21,16 @@ from tvmopt.operators.conv2d_nhwc import (
     pack_depthwise_nhwc_weight,
     pack_nhwc_weight,
 )
+from tvmopt.operators.conv2d_sparse_nhwc import (
+    SPARSE_BLOCK,
+    conv2d_sparse_nhwc,
+    fits_sparse_nhwc,
+    pack_sparse_nhwc_weight,
+)
 from tvmopt.operators.conv2d_winograd_nhwc import conv2d_winograd_nhwc, pack_winograd_nhwc_weight
+from tvmopt.operators.dense_sparse import dense_sparse, pack_sparse_dense_weight
 from tvmopt.operators.gemm import batch_gemm, gemm
+from tvmopt.operators.sparse import most_kept
 
 if TYPE_CHECKING:
     from tvmopt.graph.blocking import Blocker, Value
@@ -47,7 +56,16 @@ def conv2d(state: ChannelsLast, call: relax.Call) -> Value | None:
         batch, channels, kernel.shape[0], (height, width), _pair(kernel.shape[2:]), _pair(attrs.strides),
         _four(attrs.padding), _pair(attrs.dilation), int(attrs.groups), state.block,
     )  # fmt: skip
+    if fits_sparse_nhwc(conv, str(data.ty.dtype)):
+        conv = dataclasses.replace(conv, kept=most_kept(kernel, SPARSE_BLOCK))
     way = DIRECT if conv.is_depthwise else state.choose(conv, str(data.ty.dtype))
+    if way == SPARSE:
+        out = sparse_anchor(
+            state, weight, lambda: pack_sparse_nhwc_weight(kernel), conv2d_sparse_nhwc, state.blocked(data), conv=conv
+        )
+        return _value(out, conv.out_channels)
+    # A dense kernel computes the zeros, and is the one of the same layer without them.
+    conv = dataclasses.replace(conv, kept=None)
     if way in TILES:
         m = TILES[way]
         packed = state.weight((weight, way), lambda: pack_winograd_nhwc_weight(kernel, m))
@@ -62,11 +80,18 @@ def conv2d(state: ChannelsLast, call: relax.Call) -> Value | None:
     return _value(out, conv.out_channels)
 
 
-def matmul(state: Blocker, call: relax.Call) -> Value | None:
-    """A product with a matrix, or of two stacks of equal leading dimensions."""
+def matmul(state: ChannelsLast, call: relax.Call) -> Value | None:
+    """A product with a matrix, by its strategy where that is constant, or of two stacks of equal leading dimensions."""
     left, right = call.args
     if len(_shape(left)) < 2 or str(left.ty.dtype) not in _FLOATS:
         return None
+    weight = _constant(right)
+    if weight is not None and weight.ndim == 2 and state.choose_dense(_shape(left), weight) == SPARSE:
+        out = sparse_anchor(
+            state, right, lambda: pack_sparse_dense_weight(weight, SPARSE_BLOCK), dense_sparse, state.plain(left),
+            columns=weight.shape[1],
+        )  # fmt: skip
+        return _value(None, 0, out)
     if len(_shape(right)) == 2:
         function = gemm
     elif len(_shape(left)) > 2 and _shape(left)[:-2] == _shape(right)[:-2]:

@@ -1,18 +1,23 @@
-"""Which way each convolution is lowered on a GPU: forced, taken from a tuning log, or by the cost rule below.
+"""Which way each convolution and dense layer is lowered on a GPU: forced, taken from a tuning log, or by the cost rule.
 
 `direct` is the implicit product (operators/conv2d_nhwc.py), which `gemm` asks for too: no matrix is stored either way.
-`winograd` takes the cheaper of its two tiles, `winograd-f2` and `winograd-f4` one of them; where the method does not
-apply, the convolution is `direct`.
+`winograd` takes the cheaper of its two tiles, `winograd-f2` and `winograd-f4` one of them; `sparse` multiplies only the
+kept blocks of a pruned 1x1 convolution. Where the method does not apply, the convolution is `direct`. A dense layer is
+`packed`, which is the product as it is, or `sparse`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tvmopt.graph.strategy import DIRECT, PLAN, TILES, WINOGRAD, WINOGRAD_MARGIN
+from tvmopt.graph.strategy import DIRECT, PACKED, PLAN, SPARSE, TILES, WINOGRAD, WINOGRAD_MARGIN
+from tvmopt.operators.blocking import blocks
+from tvmopt.operators.conv2d_sparse_nhwc import SPARSE_BLOCK, fits_sparse_nhwc
 from tvmopt.operators.conv2d_winograd import tiles
 from tvmopt.operators.conv2d_winograd_nhwc import fits_nhwc
+from tvmopt.operators.dense import Dense
 
 if TYPE_CHECKING:
     from tvmopt.machine import GpuMachine
@@ -21,6 +26,13 @@ if TYPE_CHECKING:
 # No GPU has timed these kernels yet: the figures below are what such kernels are known for, not measured here.
 # The share of the fp32 peak that tiles of products reach; the other kernels' time is their bytes'.
 PRODUCT_SHARE = 0.8
+# And what a sparse one reaches: half of that, its operands coming from caches and not from tiles in shared memory.
+SPARSE_SHARE = 0.4
+# A thread goes through its kept blocks one after the other. For each it loads an offset, some 35 cycles from L1, and
+# then what that points at, some 250 from L2; nvcc unrolls such a loop by four, so that about as many are on the way.
+STEP_CYCLES = 75.0
+# A sparse kernel must be cheaper by this much: no pattern has been timed, and a pruned model may not be slower.
+SPARSE_MARGIN = 0.7
 # What a network's next kernel waits for: one launch behind another on a busy stream.
 LAUNCH_S = 2e-6
 # How much faster L2 answers than DRAM does: 5 TB/s and 7 TB/s were published for A100's and H100's, of 1.6 and 3.4.
@@ -29,7 +41,8 @@ L2_SPEEDUP = 2.0
 
 def ways(conv: Conv2d, dtype: str) -> tuple[str, ...]:
     """The ways a convolution computing in `dtype` can be lowered, `direct` first."""
-    return (DIRECT, *TILES) if fits_nhwc(conv, dtype) else (DIRECT,)
+    dense = (DIRECT, *TILES) if fits_nhwc(conv, dtype) else (DIRECT,)
+    return (*dense, SPARSE) if conv.kept is not None and fits_sparse_nhwc(conv, dtype) else dense
 
 
 def seconds(conv: Conv2d, way: str, machine: GpuMachine) -> float:
@@ -38,6 +51,9 @@ def seconds(conv: Conv2d, way: str, machine: GpuMachine) -> float:
     SMs left idle by small products are not counted: direct's are filled by split_k, Winograd's by 16 or 36 at a time.
     """
     height, width = conv.out_size
+    if way == SPARSE:
+        pixels = conv.batch * height * width
+        return product_seconds(Dense(pixels, conv.in_channels, conv.out_channels, conv.kept), SPARSE, machine)
     image = 4 * conv.batch * conv.in_channels * conv.in_size[0] * conv.in_size[1]
     output = 4 * conv.batch * conv.out_channels * height * width
     if way not in TILES:
@@ -57,21 +73,53 @@ def seconds(conv: Conv2d, way: str, machine: GpuMachine) -> float:
     )
 
 
-def _kernel(flops: int, moved: int, machine: GpuMachine) -> float:
+def product_seconds(product: Dense, way: str, machine: GpuMachine) -> float:
+    """Time of a call of a dense layer in fp32, as `seconds` counts it.
+
+    A sparse kernel's threads are bound by the steps they take one after the other, too: its depth is not split.
+    """
+    rows, depth, columns = product.rows, product.depth, product.columns
+    left, output = 4 * rows * depth, 4 * rows * columns
+    if way != SPARSE:
+        return _kernel(2 * rows * depth * columns, left + 4 * depth * columns + output, machine)
+    kept = depth if product.kept is None else product.kept
+    panels = blocks(columns, SPARSE_BLOCK)
+    flops, weights = 2 * rows * kept * panels * SPARSE_BLOCK, 4 * kept * panels * (SPARSE_BLOCK + 1)
+    turned = _kernel(0, 2 * left, machine) if rows > 1 else 0.0
+    steps_s = kept * STEP_CYCLES / (machine.clock_ghz * 1e9)
+    return turned + max(_kernel(flops, left + weights + output, machine, SPARSE_SHARE), steps_s + LAUNCH_S)
+
+
+def _kernel(flops: int, moved: int, machine: GpuMachine, share: float = PRODUCT_SHARE) -> float:
     # What one kernel leaves in L2 the next reads there, as long as it leaves room for what comes behind.
     bandwidth = machine.dram_bytes_per_s * (L2_SPEEDUP if moved <= machine.l2 / 2 else 1.0)
-    return max(flops / (PRODUCT_SHARE * machine.fp32_peak), moved / bandwidth) + LAUNCH_S
+    return max(flops / (share * machine.fp32_peak), moved / bandwidth) + LAUNCH_S
 
 
 def decide(conv: Conv2d, dtype: str, strategies: Mapping[str, str], machine: GpuMachine) -> str:
-    """How `conv` is lowered: as asked for, where that fits, else by time, where Winograd must be clearly ahead."""
-    possible = ways(conv, dtype)
+    """How `conv` is lowered: as asked for, where that fits, else by time, where Winograd and sparse must be clearly
+    ahead."""
     asked = strategies.get("conv2d", PLAN)
     if asked == PLAN:
         asked = strategies.get(f"conv2d {conv.geometry}", PLAN)
-    rated = {way: seconds(conv, way, machine) for way in possible}
+    if asked == SPARSE:
+        return SPARSE if fits_sparse_nhwc(conv, dtype) else DIRECT
+    rated = {way: seconds(conv, way, machine) for way in ways(conv, dtype)}
+    sparse_s = rated.pop(SPARSE, math.inf)
     if asked == PLAN:
-        return min(rated, key=lambda way: rated[way] * (WINOGRAD_MARGIN if way == DIRECT else 1.0))
+        best = min(rated, key=lambda way: rated[way] * (WINOGRAD_MARGIN if way == DIRECT else 1.0))
+        return SPARSE if sparse_s < SPARSE_MARGIN * rated[best] else best
     if asked == WINOGRAD:
-        return min(possible[1:], key=lambda way: rated[way], default=DIRECT)
-    return asked if asked in possible else DIRECT
+        return min((way for way in rated if way in TILES), key=lambda way: rated[way], default=DIRECT)
+    return asked if asked in rated else DIRECT
+
+
+def decide_dense(product: Dense, dtype: str, strategies: Mapping[str, str], machine: GpuMachine) -> str:
+    """How a dense layer computing in `dtype` is lowered: as asked for, else by time; in half precision it is packed."""
+    asked = strategies.get("dense", PLAN)
+    if dtype == "float32" and asked == SPARSE:
+        return SPARSE
+    if dtype != "float32" or asked != PLAN or product.kept is None:
+        return PACKED
+    dense_s, sparse_s = (product_seconds(product, way, machine) for way in (PACKED, SPARSE))
+    return SPARSE if sparse_s < SPARSE_MARGIN * dense_s else PACKED

@@ -6,8 +6,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from tvm import te
 
+from tvmopt.operators.conv2d import Conv2d
+from tvmopt.operators.conv2d_sparse_nhwc import conv2d_sparse_nhwc, pack_sparse_nhwc_weight
 from tvmopt.operators.dense_sparse import dense_sparse, pack_sparse_dense_weight
 
 from ...covering import covering
@@ -51,11 +54,45 @@ def _product(inputs: Arrays, weight: np.ndarray) -> np.ndarray:
     return np.maximum(inputs[0].astype("float64") @ weight.astype("float64") + inputs[3], 0)
 
 
+# (N, H, W, I), outputs, strides: of the last pixels some are left out, and of an image of 2 x 2 one is taken.
+STRIDED: list[tuple[tuple[int, ...], int, tuple[int, int]]] = [
+    ((2, 9, 8, 33), 48, (2, 2)), ((1, 25, 24, 64), 17, (2, 2)), ((3, 7, 14, 20), 100, (1, 3)),
+    ((1, 2, 2, 40), 16, (2, 2)), ((4, 13, 12, 16), 15, (1, 1)),
+]  # fmt: skip
+
+
+def strided(shape: tuple[int, ...], out: int, strides: tuple[int, int]) -> Case:
+    """A 1x1 convolution of images (N, H, W, I), of whose weights three blocks in ten are kept, with bias and ReLU."""
+    batch, height, width, channels = shape
+    generator = np.random.default_rng(0)
+    mask = (generator.random((-(-out // 16), channels, 1, 1)) < 0.3).repeat(16, axis=0)[:out]
+    weight = (generator.standard_normal((out, channels, 1, 1)) * mask).astype(np.float32)
+    conv = Conv2d(batch, channels, out, (height, width), (1, 1), strides, (0, 0, 0, 0), (1, 1), 1, 1)
+    pattern = pack_sparse_nhwc_weight(weight)
+    data, bias = te.placeholder(shape, name="X"), te.placeholder((out,), name="B")
+    values = te.placeholder(pattern.values.shape, name="V")
+    offsets = te.placeholder(pattern.offsets.shape, "int32", name="O")
+    result = biased(conv2d_sparse_nhwc(data, values, offsets, conv=conv), bias)
+    func = te.create_prim_func([data, values, offsets, bias, result], index_dtype_override="int64")
+
+    def inputs() -> Arrays:
+        random = np.random.default_rng(1)
+        x, b = (random.standard_normal(size).astype(np.float32) for size in (shape, (out,)))
+        return [x, pattern.values, pattern.offsets, b]
+
+    def expected(arrays: Arrays) -> np.ndarray:
+        x, *_, b = (torch.from_numpy(array.astype("float64")) for array in arrays)
+        y = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), torch.from_numpy(weight).double(), b, strides)
+        return np.asarray(torch.relu(y).permute(0, 2, 3, 1).numpy())
+
+    return Case(f"{'x'.join(map(str, shape))} {out} stride {strides[0]}x{strides[1]}", channels, func, inputs, expected)
+
+
 def typical() -> list[Case]:
     """A pruned layer of a residual network."""
     return [case((8, 56, 56), 64, 256, "some")]
 
 
 def boundary() -> list[Case]:
-    """Every pair of boundary values."""
-    return [case(**row) for row in covering(SHAPES, 2, lambda _: True)]
+    """Every pair of boundary values, and convolutions with strides."""
+    return [case(**row) for row in covering(SHAPES, 2, lambda _: True)] + [strided(*sizes) for sizes in STRIDED]
