@@ -109,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     exported = export_model(args.model, args.output, variant=args.variant, options=options)
     seconds = time.perf_counter() - start
-    from tvmopt.runtime.artifact import needs, read_metadata
+    from tvmopt.runtime.artifact import read_metadata
+    from tvmopt.runtime.artifact_gpu import needs
 
     needed = needs(read_metadata(args.output))
     if needed is not None:

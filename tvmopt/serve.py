@@ -52,14 +52,16 @@ def serve(tracker: tuple[str, int], key: str, listening: socket.socket, address:
     import tvm_ffi
     from tvm.rpc import server
 
-    def provide(digest: str, code: Any) -> None:
-        from tvmopt.runtime import gpu
+    from tvmopt.graph import gpu_compiler
 
-        gpu.provide(digest, bytes(code))
+    def provide(digest: str, code: Any) -> None:
+        gpu_compiler.provide(digest, bytes(code))
 
     tvm_ffi.register_global_func("tvmopt.machine", lambda kind: facts(kind, threads), override=True)
     tvm_ffi.register_global_func("tvmopt.provide", provide, override=True)
     # Of the version of TVM that is pinned: the loop that talks to the tracker is its own, sessions are ours.
+    # For source whose code nobody provides.
+    gpu_compiler.use_own_compiler()
     server._serving = _session
     # Else a line for every candidate.
     server.logger.setLevel(logging.WARNING)

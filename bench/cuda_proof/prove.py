@@ -148,11 +148,8 @@ def _judged(case: Case, machine: GpuMachine, where: str, run: check.Run | None =
 
 
 def _on_gpu(case: Case) -> Row:
-    from tvmopt.runtime.gpu import use_own_compiler
-
     from . import gpu
 
     machine = detect_gpu()
     assert machine is not None, "require() has seen one"
-    use_own_compiler()
     return _judged(case, machine, machine.arch, lambda schedule, inputs: gpu.run(schedule, inputs, machine.target()))

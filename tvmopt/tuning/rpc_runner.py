@@ -179,7 +179,7 @@ def compare_networks(
     Raises:
         VerificationError: one of them computes something else than PyTorch, or no server gave times.
     """
-    from tvmopt.runtime.gpu import digest
+    from tvmopt.graph.gpu_compiler import digest
 
     if first.attrs is not None and PARTS in first.attrs:
         # The virtual machine runs one part of the batch.

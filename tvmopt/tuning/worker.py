@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tvmopt.machine import Machine
+    from tvmopt.nvcc import Code
     from tvmopt.runtime.peak import Peak
 
 # Seconds of one sample. Many short turns beat few long ones: on a shared machine whose speed doubled and halved
@@ -177,22 +178,18 @@ class Worker:
         self._kernels[key].built.clear()
 
 
-def compile_kernel(target: Any, module: Any) -> Any:
-    """A kernel's module as TVM's executable, for a CPU or a GPU."""
+def compile_kernel(target: Any, module: Any, made: dict[str, Code] | None = None) -> Any:
+    """A kernel's module as TVM's executable, for a CPU or a GPU; of a GPU's, `made` gets what is compiled by now."""
     from tvmopt.graph import gpu_pipeline, host_pipeline
 
     if target.kind.name != "cuda":
         return host_pipeline.compile_kernels(module, target)
     from tvmopt.registry import write_kernels
 
-    return gpu_pipeline.compile_module(write_kernels(module), target)
+    return gpu_pipeline.compile_module(write_kernels(module), target, made=made)
 
 
 def _compile(target: Any, module: Any) -> Any:
-    if target.kind.name == "cuda":
-        from tvmopt.runtime.gpu import use_own_compiler
-
-        use_own_compiler()
     built = compile_kernel(target, module).jit()
     # Taking the function out is what makes LLVM generate code: part of building, not of measuring.
     built["main"]
