@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tvmopt.errors import TvmoptError, VerificationError, one_line
+from tvmopt.lifetime import end_with_parent
 from tvmopt.machine import GpuMachine
 from tvmopt.runtime import timer
 
@@ -326,7 +327,8 @@ def answered(handler: Callable[[dict[str, Any]], dict[str, Any]], request: dict[
 
 
 def serve(handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Answers requests until there are no more."""
+    """Answers requests until there are no more, or the parent is gone."""
+    end_with_parent()
     answers = take_over_stdout()
     for line in sys.stdin:
         answers.write(json.dumps(handle(json.loads(line))) + "\n")

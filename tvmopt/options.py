@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tvmopt.errors import TargetError, TvmoptError, UsageError, one_line
+from tvmopt.lifetime import ended_by_sigterm
 
 if TYPE_CHECKING:
     from tvmopt.machine import AnyMachine, Machine
@@ -311,11 +312,12 @@ def _has_gpu() -> bool:
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs a command's `main(argv)` and gives its exit status.
 
-    A TvmoptError is one line on standard error and the error's own status, Ctrl-C 130, a reader that went away
-    (`| head`) 141. Everything else is a bug and keeps its traceback.
+    A TvmoptError is one line on standard error and the error's own status, Ctrl-C 130, SIGTERM 143, a reader that
+    went away (`| head`) 141. Everything else is a bug and keeps its traceback.
     """
     try:
-        return main(argv) or 0
+        with ended_by_sigterm():
+            return main(argv) or 0
     except TvmoptError as error:
         print(f"tvmopt: {one_line(error)}", file=sys.stderr)
         return error.exit_code

@@ -13,6 +13,7 @@ import logging
 import multiprocessing
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -70,12 +71,11 @@ def serve(tracker: tuple[str, int], key: str, listening: socket.socket, address:
 
 def _session(connection: socket.socket, _address: Any, options: dict[str, float], load_library: str) -> None:
     """One client's session, in a process of its own, which is ended when the client is gone or its time is over."""
-    from tvm.rpc import server
     from tvm.support import utils
 
     folder = utils.tempdir()
     child = multiprocessing.get_context("fork").Process(
-        target=server._serve_loop, args=(connection, load_library, folder), daemon=True
+        target=_serve, args=(connection, load_library, folder), daemon=True
     )
     child.start()
     ends = time.monotonic() + options.get("timeout", float("inf"))
@@ -91,6 +91,15 @@ def _session(connection: socket.socket, _address: Any, options: dict[str, float]
         child.join()
     folder.remove()
     connection.close()
+
+
+def _serve(connection: socket.socket, load_library: str, folder: Any) -> None:
+    """The session's process."""
+    from tvm.rpc import server
+
+    # Which ends it at once: it seldom is in Python, where the server's own handler would act.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    server._serve_loop(connection, load_library, folder)
 
 
 def parser() -> Parser:

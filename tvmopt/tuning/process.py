@@ -21,6 +21,10 @@ from typing import Any, BinaryIO
 from tvmopt.errors import TvmoptError
 
 
+from tvmopt.lifetime import end_with_parent
+
+# The status of a process that says itself that it is of no use any more.
+BROKEN = 71
 class WorkerError(TvmoptError):
     """A request that failed inside the process, which lives on."""
 
@@ -107,6 +111,7 @@ def serve(handler: Any) -> None:
         try:
             answer = ("ok", getattr(handler, method)(*arguments))
         except Exception as error:  # whatever a request does wrong is told to who asked, in one line
+    end_with_parent()
             from tvmopt.errors import one_line
 
             answer = ("error", f"{type(error).__name__}: {one_line(error)}")
