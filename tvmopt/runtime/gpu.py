@@ -1,8 +1,4 @@
-"""`CompiledForGpu`: a model built for a CUDA GPU, which may be built and exported where there is none.
-
-Machine code is handed to TVM's runtime when that asks for it: TVM ships CUDA source with what it builds and compiles
-it where it is loaded, by a callback. Ours knows the code that was compiled with the model and gives that.
-"""
+"""`CompiledForGpu`: a model built for a CUDA GPU, which may be built and exported where there is none."""
 
 from __future__ import annotations
 
@@ -34,6 +30,18 @@ def runtime_missing() -> str | None:
             "with its lib directory on LD_LIBRARY_PATH)"
         )
     return None
+
+
+def answers(device: Any) -> bool:
+    """Whether a GPU (TVM's device) does what this process asks of it: a faulting kernel spoils all that comes after it.
+
+    Such a fault (an illegal address, a trap) stays with the process; what was asked wrongly, or for too much, does not.
+    """
+    try:
+        device.sync()
+    except Exception:  # whatever CUDA, or RPC, says
+        return False
+    return True
 
 
 class CompiledForGpu(Compiled):

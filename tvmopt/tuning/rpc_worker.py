@@ -226,7 +226,7 @@ def main() -> None:
 
     threads = os.environ["TVMOPT_REMOTE_THREADS"]
     worker = RemoteWorker(os.environ["TVMOPT_TRACKER"], os.environ["TVMOPT_KEY"], int(threads) if threads else None)
-    serve(Guarded(worker))
+    serve(Guarded(worker), worker.is_sound)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.machine import threads_environment
-from tvmopt.tuning.process import Process, WorkerDied, WorkerError, WorkerTimeout
+from tvmopt.tuning.process import Process, WorkerBroken, WorkerDied, WorkerError, WorkerTimeout
 from tvmopt.tuning.worker import ROUNDS
 
 if TYPE_CHECKING:
@@ -242,6 +242,6 @@ def compute_dtype(func: tvm.tirx.PrimFunc) -> str:
 def _failure(error: WorkerError, otherwise: str) -> Measurement:
     if isinstance(error, WorkerTimeout):
         return Measurement("timeout", message=str(error))
-    if isinstance(error, WorkerDied):
+    if isinstance(error, (WorkerBroken, WorkerDied)):
         return Measurement("crash", message=str(error))
     return Measurement(otherwise, message=str(error))

@@ -68,6 +68,14 @@ class Worker:
         self._kernels: dict[str, _Kernel] = {}
         self._machine = machine
         self._peak: Peak | None = None
+        # The GPU that kernels run on, once one did.
+        self._gpu: Any = None
+
+    def is_sound(self) -> bool:
+        """Whether the GPU still answers this process, which after a kernel's fault it never does again."""
+        from tvmopt.runtime.gpu import answers
+
+        return self._gpu is None or answers(self._gpu)
 
     def kernel(self, key: str, reference: str, baseline: str, spec: dict[str, Any]) -> float:
         """Takes up a kernel: its unscheduled module (what is right) and manual's; returns manual's seconds.
@@ -93,6 +101,7 @@ class Worker:
         if elsewhere:
             # Others' use of the cores does not count there.
             self._machine, kernel.device = None, self._device(target)
+            self._gpu = kernel.device if on_gpu else None
             kernel.arguments = [tvm.runtime.tensor(one.numpy(), kernel.device) for one in kernel.arguments]
         kernel.baseline = self._built(target, tvm.ir.load_json(baseline))
         problem = _problem(kernel, kernel.baseline)
@@ -280,7 +289,8 @@ def main() -> None:
     from tvmopt.machine import detect
 
     # TVM is loaded here, before the first request, so that no time limit counts it.
-    serve(Worker(detect(int(os.environ["TVM_NUM_THREADS"]))))
+    worker = Worker(detect(int(os.environ["TVM_NUM_THREADS"])))
+    serve(worker, worker.is_sound)
 
 
 if __name__ == "__main__":
