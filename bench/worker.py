@@ -252,7 +252,7 @@ class Session:
         return list(flatten(self._prepared.to_torch(self._prepared.run(*self._native(inputs)))))
 
     def _verify(self, when: str) -> None:
-        from tvmopt.runtime.verify import check
+        from tvmopt.runtime.verify import check, handed_out
 
         dtype = self._case.options.dtype
         # A compiled model says how its convolutions were lowered; a peer is held to the strictest column.
@@ -262,10 +262,7 @@ class Session:
                 # An output nobody writes would hold what its memory held before: the right values of an earlier call.
                 poison(self._outputs([tensor.clone() for tensor in inputs]))
             outputs = self._outputs(inputs)
-            found = {str(y.dtype).removeprefix("torch.") for y in outputs if y.dtype.is_floating_point}
-            # A network in reduced precision may hand out float32, which holds what it computed.
-            wide = "float32" if found == {"float32"} else None
-            verdict = check(outputs, wanted, dtype, strategies, output_dtype=wide)
+            verdict = check(outputs, wanted, dtype, strategies, output_dtype=handed_out(outputs))
             if not verdict.ok:
                 raise VerificationError(f"wrong outputs {when}: {verdict.message}")
             self._worst = max(self._worst, verdict.max_abs_err)
