@@ -234,9 +234,13 @@ def output_indices(func: tvm.tirx.PrimFunc) -> list[int]:
 
 
 def compute_dtype(func: tvm.tirx.PrimFunc) -> str:
-    """The floating type of what it writes, which decides the tolerance; float32 where it writes none."""
-    dtypes = [str(func.params[index].dtype) for index in output_indices(func)]
-    return next((dtype for dtype in dtypes if "float" in dtype), "float32")
+    """The narrowest floating type of what it reads and writes, which decides the tolerance; float32 where none is.
+
+    A kernel that reads half precision may write float32, with roundings to half precision in between.
+    """
+    from tvmopt.runtime.verify import TOLERANCES, tolerance
+
+    return max({str(param.dtype) for param in func.params} & set(TOLERANCES), key=tolerance, default="float32")
 
 
 def _failure(error: WorkerError, otherwise: str) -> Measurement:
