@@ -195,8 +195,9 @@ class Session:
     def _load(self, case: Case) -> Model:
         from tvmopt.machine import configure_threads
 
-        # Inductor's own setting has to be there before torch is imported.
-        if case.peer == "inductor":
+        # Inductor's own setting has to be there before torch is imported. A GPU's kernels it compiles on all cores, on
+        # which nobody is timed then.
+        if case.peer == "inductor" and case.options.kind != "cuda":
             from .peers import inductor  # noqa: F401
         model = case.options.load(case.spec)
         configure_threads(case.threads)
