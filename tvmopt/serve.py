@@ -60,9 +60,9 @@ def serve(tracker: tuple[str, int], key: str, listening: socket.socket, address:
 
     tvm_ffi.register_global_func("tvmopt.machine", lambda kind: facts(kind, threads), override=True)
     tvm_ffi.register_global_func("tvmopt.provide", provide, override=True)
-    # Of the version of TVM that is pinned: the loop that talks to the tracker is its own, sessions are ours.
     # For source whose code nobody provides.
     gpu_compiler.use_own_compiler()
+    # Of the version of TVM that is pinned: the loop that talks to the tracker is its own, sessions are ours.
     server._serving = _session
     # Else a line for every candidate.
     server.logger.setLevel(logging.WARNING)
@@ -124,6 +124,9 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     args = parser().parse_args(argv)
+    # Before TVM is loaded, which would ask torch whether there is a GPU: that starts CUDA, and in a process forked from
+    # one that has, as sessions' are, CUDA does not start. Sessions exchange no tensors with torch.
+    os.environ["TVM_FFI_DISABLE_TORCH_C_DLPACK"] = "1"
     from tvmopt.machine import available_cores, detect, threads_environment
     from tvmopt.tuning.fleet import Fleet
 
