@@ -174,6 +174,7 @@ class BuildOptions:
         A GPU named by `arch` that is of the same architecture as the one here is the one here.
         """
         check_target(self.target, self.arch)
+        check_gpu_only(self)
         from tvmopt.machine import available_cores, detect, detect_gpu, named_gpu
 
         fields = _target_fields(self.target)
@@ -249,6 +250,7 @@ def build_options(args: argparse.Namespace) -> BuildOptions:
     # On other machines neither the GPU nor the cores of this one count.
     here = getattr(args, "runner", "local") == "local"
     check_target(options.target, options.arch, here=here)
+    check_gpu_only(options)
     from tvmopt.machine import available_cores
 
     cores = available_cores()
@@ -287,6 +289,13 @@ def check_target(target: str, arch: str | None = None, *, here: bool = True) -> 
     other = set(fields) - {"kind", "mcpu", "num-cores"}
     if other:
         raise TargetError(f"--target: of an llvm target, mcpu and num-cores can be set, not {', '.join(sorted(other))}")
+
+
+def check_gpu_only(options: BuildOptions) -> None:
+    """Raises UsageError for what is asked of a CPU's code and only a GPU's can have."""
+    for name, asked in (("--cuda-graphs", options.cuda_graphs), ("--fast-math", options.fast_math)):
+        if asked and options.kind != "cuda":
+            raise UsageError(f"{name} is for a GPU's code and goes with --target cuda")
 
 
 def _target_fields(target: str) -> dict[str, Any]:
