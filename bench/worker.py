@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tvmopt.errors import TvmoptError, VerificationError, one_line
+from tvmopt.lifetime import end_with_parent
 from tvmopt.machine import GpuMachine
 from tvmopt.runtime import timer
 
@@ -194,8 +195,9 @@ class Session:
     def _load(self, case: Case) -> Model:
         from tvmopt.machine import configure_threads
 
-        # Inductor's own setting has to be there before torch is imported.
-        if case.peer == "inductor":
+        # Inductor's own setting has to be there before torch is imported. A GPU's kernels it compiles on all cores, on
+        # which nobody is timed then.
+        if case.peer == "inductor" and case.options.kind != "cuda":
             from .peers import inductor  # noqa: F401
         model = case.options.load(case.spec)
         configure_threads(case.threads)
@@ -251,7 +253,7 @@ class Session:
         return list(flatten(self._prepared.to_torch(self._prepared.run(*self._native(inputs)))))
 
     def _verify(self, when: str) -> None:
-        from tvmopt.runtime.verify import check
+        from tvmopt.runtime.verify import check, handed_out
 
         dtype = self._case.options.dtype
         # A compiled model says how its convolutions were lowered; a peer is held to the strictest column.
@@ -261,10 +263,7 @@ class Session:
                 # An output nobody writes would hold what its memory held before: the right values of an earlier call.
                 poison(self._outputs([tensor.clone() for tensor in inputs]))
             outputs = self._outputs(inputs)
-            found = {str(y.dtype).removeprefix("torch.") for y in outputs if y.dtype.is_floating_point}
-            # A network in reduced precision may hand out float32, which holds what it computed.
-            wide = "float32" if found == {"float32"} else None
-            verdict = check(outputs, wanted, dtype, strategies, output_dtype=wide)
+            verdict = check(outputs, wanted, dtype, strategies, output_dtype=handed_out(outputs))
             if not verdict.ok:
                 raise VerificationError(f"wrong outputs {when}: {verdict.message}")
             self._worst = max(self._worst, verdict.max_abs_err)
@@ -326,7 +325,8 @@ def answered(handler: Callable[[dict[str, Any]], dict[str, Any]], request: dict[
 
 
 def serve(handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Answers requests until there are no more."""
+    """Answers requests until there are no more, or the parent is gone."""
+    end_with_parent()
     answers = take_over_stdout()
     for line in sys.stdin:
         answers.write(json.dumps(handle(json.loads(line))) + "\n")

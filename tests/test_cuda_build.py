@@ -20,7 +20,7 @@ from tvmopt.machine import named_gpu
 from tvmopt.model import from_module, load_model
 from tvmopt.nvcc import compile_source, find_nvcc
 from tvmopt.options import BuildOptions
-from tvmopt.runtime import artifact
+from tvmopt.runtime import artifact, artifact_gpu
 from tvmopt.variants import build_variant
 
 needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="no nvcc here")
@@ -145,7 +145,7 @@ def test_cuda_export_describes_itself_and_is_refused_here(tmp_path):
     # A fat binary's magic number, and both forms of the code in it.
     assert data[:4] == b"\x50\xed\x55\xba" and data == compiled.code.binary
     assert metadata["gpu"]["arch"] == "sm_80" and not metadata["gpu"]["fast_math"]
-    assert "sm_80 or later (PTX)" in artifact.needs(metadata)
+    assert "sm_80 or later (PTX)" in artifact_gpu.needs(metadata)
     assert compiled.size_bytes() == path.stat().st_size
     with pytest.raises(ArtifactError, match="there is none here"):
         artifact.load(path)
@@ -159,14 +159,14 @@ def test_cuda_export_describes_itself_and_is_refused_here(tmp_path):
     ],
 )  # fmt: skip
 def test_cuda_which_gpu_runs_what(monkeypatch, here, built, ptx, ok):
-    monkeypatch.setattr(artifact, "detect_gpu", lambda: dataclasses.replace(named_gpu(here), assumed=()))
-    monkeypatch.setattr(artifact, "runtime_missing", lambda: None)
+    monkeypatch.setattr(artifact_gpu, "detect_gpu", lambda: dataclasses.replace(named_gpu(here), assumed=()))
+    monkeypatch.setattr(artifact_gpu, "runtime_missing", lambda: None)
     gpu = {"arch": built, "ptx": ptx, "code": [0, 1]}
     if ok:
-        artifact._check_gpu(Path("m.so"), gpu)
+        artifact_gpu.check(Path("m.so"), gpu)
     else:
         with pytest.raises(ArtifactError, match=f"--arch {here}"):
-            artifact._check_gpu(Path("m.so"), gpu)
+            artifact_gpu.check(Path("m.so"), gpu)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -28,7 +28,7 @@ LAYERS = [
     {"model", "models", "data", "image_folder", "image_archive", "image_cache", "pt2", "torchvision_compat", "options",
      "plan", "nvcc"},
     {"machine", "machine_gpu"},
-    {"errors"},
+    {"errors", "lifetime"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # `schedules` knows TVM and the machine; it is found through the registry.

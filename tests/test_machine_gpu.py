@@ -47,6 +47,39 @@ def test_a_gpu_is_read_from_the_driver():
         assert getattr(named, name) == getattr(found, name)
 
 
+class Silent(Driver):
+    """A driver that has some of what it is asked for as zero, or refuses to tell it."""
+
+    def __init__(self, zero: tuple[str, ...] = (), refused: tuple[str, ...] = (), device: int = 0) -> None:
+        super().__init__("A GPU", **{**H100, **dict.fromkeys(zero, 0)})
+        self.refused, self.device = {_ATTRIBUTES[name] for name in refused}, device
+
+    def cuDeviceGet(self, device: object, index: int) -> int:
+        return self.device
+
+    def cuDeviceGetAttribute(self, value: object, number: int, device: object) -> int:
+        return 1 if number in self.refused else super().cuDeviceGetAttribute(value, number, device)
+
+
+@pytest.mark.parametrize("how", ["zero", "refused"])
+def test_a_figure_the_driver_keeps_to_itself_is_the_products(how):
+    names = ("clock_khz", "memory_khz", "bus_bits", "l2")
+    found, product = detect_gpu(1, Silent(**{how: names})), ARCHITECTURES["sm_90"].product
+    assert (found.clock_ghz, found.l2) == (product.clock_ghz, product.l2)
+    assert found.dram_bytes_per_s == product.dram_bytes_per_s and found.fp32_peak > 0
+    assert found.present and found.sms == 132
+
+
+@pytest.mark.parametrize("driver, words", [
+    (Silent(device=101), r"the first GPU \(CUresult 101\)"), (Silent(refused=("sms",)), r"A GPU's sms \(CUresult 1\)"),
+    (Silent(zero=("warp",)), "A GPU's warp:"), (Silent(refused=("major",)), "A GPU's major"),
+])  # fmt: skip
+def test_a_gpu_that_nothing_is_known_of_is_one_line(driver, words):
+    with pytest.raises(TargetError, match=words) as error:
+        detect_gpu(1, driver)
+    assert "\n" not in str(error.value)
+
+
 def test_an_old_gpu_is_refused_and_a_new_one_taken():
     with pytest.raises(TargetError, match="sm_70"):
         detect_gpu(1, Driver("Tesla V100", **{**H100, "major": 7}))

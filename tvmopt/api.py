@@ -49,8 +49,9 @@ def compile(
     The module is left as it was, training mode included; its weights are copied into the result.
 
     Raises:
-        UsageError: an unknown variant or strategy. TargetError: a target that cannot be built for here.
-        ModelError: a model that does not run, or uses an operator that cannot be imported. LogError: a damaged log.
+        UsageError: an unknown variant or strategy, or for a CPU what only a GPU's code can have. TargetError: a target
+        that cannot be built for here. ModelError: a model that does not run, or uses an operator that cannot be
+        imported. LogError: a damaged log.
     """
     if variant not in VARIANTS:
         raise UsageError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS)}")

@@ -69,7 +69,7 @@ def _compare(compiled: Compiled, model: Model, machine: AnyMachine) -> Verdict:
     """The outputs for the example inputs beside PyTorch's in fp64."""
     import torch
 
-    from tvmopt.runtime.verify import check, flatten
+    from tvmopt.runtime.verify import check, flatten, handed_out
     from tvmopt.tuning.network import reference
 
     inputs: list[object] = list(model.example_inputs)
@@ -77,10 +77,8 @@ def _compare(compiled: Compiled, model: Model, machine: AnyMachine) -> Verdict:
         # A PyTorch without CUDA has no tensors there: arrays are copied by what calls the build.
         inputs = [x.cuda() if torch.cuda.is_available() else x.numpy() for x in model.example_inputs]
     outputs = list(flatten(compiled(*inputs)))
-    floating = {str(y.dtype).removeprefix("torch.") for y in outputs} & {"float32", "float16", "bfloat16"}
-    # A network in reduced precision may hand out float32, which holds what it computed.
-    handed = "float32" if floating == {"float32"} else None
-    return check(outputs, reference(model), model.dtype, compiled.meta.get("strategies"), output_dtype=handed)
+    strategies = compiled.meta.get("strategies")
+    return check(outputs, reference(model), model.dtype, strategies, output_dtype=handed_out(outputs))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -109,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     exported = export_model(args.model, args.output, variant=args.variant, options=options)
     seconds = time.perf_counter() - start
-    from tvmopt.runtime.artifact import needs, read_metadata
+    from tvmopt.runtime.artifact import read_metadata
+    from tvmopt.runtime.artifact_gpu import needs
 
     needed = needs(read_metadata(args.output))
     if needed is not None:

@@ -56,6 +56,10 @@ _ATTRIBUTES = {
     "max_threads_per_sm": 39, "major": 75, "minor": 76, "shared_per_sm": 81, "registers_per_sm": 82,
     "shared_per_block": 97,
 }  # fmt: skip
+# What a driver may not tell (a GPU that is shared out): the product's figure stands for it. sm_X0 has the minor 0.
+_MAY_BE_MISSING = {"clock_khz", "memory_khz", "bus_bits", "l2", "minor"}
+# The status we give where the driver says that all is well and tells nothing.
+_NOTHING = -1
 
 
 @dataclass(frozen=True)
@@ -196,34 +200,43 @@ def detect_gpu(cores: int = 1, library: Any | None = None) -> GpuMachine | None:
     library: the driver's; by default the one installed.
 
     Raises:
-        TargetError: a GPU older than anything schedules are written for.
+        TargetError: a GPU older than anything schedules are written for, or one the driver tells nothing of.
     """
     library = library or driver()
     if library is None:
         return None
     device = ctypes.c_int(0)
-    library.cuDeviceGet(ctypes.byref(device), 0)
+    _require(library.cuDeviceGet(ctypes.byref(device), 0), "the first GPU")
     buffer = ctypes.create_string_buffer(256)
-    library.cuDeviceGetName(buffer, len(buffer), device)
+    _require(library.cuDeviceGetName(buffer, len(buffer), device), "the first GPU's name")
     read: dict[str, int] = {}
     for name, number in _ATTRIBUTES.items():
         value = ctypes.c_int(0)
-        library.cuDeviceGetAttribute(ctypes.byref(value), number, device)
-        read[name] = value.value
+        status = library.cuDeviceGetAttribute(ctypes.byref(value), number, device)
+        read[name] = value.value if status == 0 else 0
+        if read[name] <= 0 and name not in _MAY_BE_MISSING:
+            _require(status or _NOTHING, f"{buffer.value.decode()}'s {name}")
     major, minor = read.pop("major"), read.pop("minor")
     arch = f"sm_{major}{minor}"
     name = buffer.value.decode()
     older = [known for known in ARCHITECTURES if capability(known) <= capability(arch)]
     if not older:
         raise TargetError(f"{name} is {arch}, older than {next(iter(ARCHITECTURES))}: use --target llvm")
-    # Both clocks' edges carry data.
-    bandwidth = 2.0 * read["memory_khz"] * 1e3 * read["bus_bits"] / 8
     closest = ARCHITECTURES[older[-1]]
+    # Both clocks' edges carry data.
+    bandwidth = 2.0 * read["memory_khz"] * 1e3 * read["bus_bits"] / 8 or closest.product.dram_bytes_per_s
     return GpuMachine(
-        name=name, arch=arch, sms=read["sms"], clock_ghz=read["clock_khz"] * 1e-6,
+        name=name, arch=arch, sms=read["sms"], clock_ghz=read["clock_khz"] * 1e-6 or closest.product.clock_ghz,
         shared_per_block=read["shared_per_block"], shared_per_sm=read["shared_per_sm"],
-        max_threads_per_sm=read["max_threads_per_sm"], l2=read["l2"],
-        dram_bytes_per_s=bandwidth or closest.product.dram_bytes_per_s, fp32_lanes=closest.fp32_lanes,
+        max_threads_per_sm=read["max_threads_per_sm"], l2=read["l2"] or closest.product.l2,
+        dram_bytes_per_s=bandwidth, fp32_lanes=closest.fp32_lanes,
         registers_per_sm=read["registers_per_sm"], max_threads_per_block=read["max_threads_per_block"],
         warp=read["warp"], cores=cores,
     )  # fmt: skip
+
+
+def _require(status: int, what: str) -> None:
+    """Raises TargetError for what the driver did not tell."""
+    if status != 0:
+        why = "" if status == _NOTHING else f" (CUresult {status})"
+        raise TargetError(f"CUDA's driver does not tell {what}{why}: see whether nvidia-smi does, or use --target llvm")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tvmopt.errors import TargetError, TvmoptError, UsageError, one_line
+from tvmopt.lifetime import ended_by_sigterm
 
 if TYPE_CHECKING:
     from tvmopt.machine import AnyMachine, Machine
@@ -173,6 +174,7 @@ class BuildOptions:
         A GPU named by `arch` that is of the same architecture as the one here is the one here.
         """
         check_target(self.target, self.arch)
+        check_gpu_only(self)
         from tvmopt.machine import available_cores, detect, detect_gpu, named_gpu
 
         fields = _target_fields(self.target)
@@ -248,6 +250,7 @@ def build_options(args: argparse.Namespace) -> BuildOptions:
     # On other machines neither the GPU nor the cores of this one count.
     here = getattr(args, "runner", "local") == "local"
     check_target(options.target, options.arch, here=here)
+    check_gpu_only(options)
     from tvmopt.machine import available_cores
 
     cores = available_cores()
@@ -288,6 +291,13 @@ def check_target(target: str, arch: str | None = None, *, here: bool = True) -> 
         raise TargetError(f"--target: of an llvm target, mcpu and num-cores can be set, not {', '.join(sorted(other))}")
 
 
+def check_gpu_only(options: BuildOptions) -> None:
+    """Raises UsageError for what is asked of a CPU's code and only a GPU's can have."""
+    for name, asked in (("--cuda-graphs", options.cuda_graphs), ("--fast-math", options.fast_math)):
+        if asked and options.kind != "cuda":
+            raise UsageError(f"{name} is for a GPU's code and goes with --target cuda")
+
+
 def _target_fields(target: str) -> dict[str, Any]:
     """The fields of a target given by name or as JSON."""
     if not target.lstrip().startswith("{"):
@@ -311,11 +321,12 @@ def _has_gpu() -> bool:
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs a command's `main(argv)` and gives its exit status.
 
-    A TvmoptError is one line on standard error and the error's own status, Ctrl-C 130, a reader that went away
-    (`| head`) 141. Everything else is a bug and keeps its traceback.
+    A TvmoptError is one line on standard error and the error's own status, Ctrl-C 130, SIGTERM 143, a reader that
+    went away (`| head`) 141. Everything else is a bug and keeps its traceback.
     """
     try:
-        return main(argv) or 0
+        with ended_by_sigterm():
+            return main(argv) or 0
     except TvmoptError as error:
         print(f"tvmopt: {one_line(error)}", file=sys.stderr)
         return error.exit_code

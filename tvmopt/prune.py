@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tvmopt.data import Dataset
     from tvmopt.model import Model
 
-_LEFT_OUT = ("target", "arch", "dtype", "strategy", "schedules", "log-dir", "dump-ir")
+_LEFT_OUT = ("target", "arch", "dtype", "strategy", "schedules", "log-dir", "dump-ir", "cuda-graphs", "fast-math")
 _SCHEDULES = ("one-shot", "constant", "polynomial", "iterative")
 # Held back from fine-tuning: a tenth of the training images, at most so many, and for a scan at most so many.
 _HELD_BACK, _SCANNED = 5000, 2000

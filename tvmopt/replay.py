@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmopt.errors import LogError, ModelError, OutputError
+from tvmopt.errors import LogError, ModelError, OutputError, TargetError
 from tvmopt.options import Parser, add_build_options, build_options, make_parser, run
 
 if TYPE_CHECKING:
     from tvmopt.graph.pipeline import Lowered
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
     from tvmopt.model import Model
     from tvmopt.tuning.manifest import Manifest
     from tvmopt.tuning.resolve import Resolved
 
 # Differences of these decide what a model is lowered to, and so explain that kernels are not in the log.
-_LOWERING = ("isa", "lanes", "registers")
+_LOWERING = ("isa", "lanes", "registers", "arch")
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,17 @@ def replay(
     model: where the log's model was a Python module; by default the manifest's spec is loaded.
 
     Raises:
-        LogError: the log is missing, damaged, or of another model, target kind or TVM. ModelError: its model cannot
-        be loaded. VerificationError: what is built does not compute what PyTorch computes.
+        LogError: the log is missing, damaged, or of another model or TVM. TargetError: it is of a GPU, and there is
+        none here. ModelError: its model cannot be loaded. VerificationError: what is built does not compute what
+        PyTorch computes.
     """
-    from tvmopt.machine import configure_threads, detect
+    from tvmopt.machine import configure_threads
     from tvmopt.tuning.manifest import read_manifest
     from tvmopt.tuning.resolve import open_log
 
     path = Path(path)
     manifest = read_manifest(path)
-    machine = detect(threads)
+    machine = _machine(path, manifest, threads)
     configure_threads(machine.cores)
     model = model or _load(path, manifest)
     opened = open_log(path, machine, model)
@@ -98,6 +99,20 @@ def replay(
     network = manifest.network
     logged = network.get("manual_ms" if network.get("kept") == "manual" else "auto_ms")
     return Replayed(path, model.name, tuple(resolved), opened.differences, logged, seconds * 1e3)
+
+
+def _machine(path: Path, manifest: Manifest, threads: int | None) -> AnyMachine:
+    """This machine, of the kind that the log was made on."""
+    from tvmopt.machine import available_cores, detect, detect_gpu
+    from tvmopt.runtime.gpu import runtime_missing
+
+    if manifest.target["kind"] != "cuda":
+        return detect(threads)
+    machine, missing = detect_gpu(threads or available_cores()), runtime_missing()
+    if machine is None or missing is not None:
+        arch = manifest.machine.get("arch", "cuda")
+        raise TargetError(f"{path}: a log for a GPU ({arch}) is replayed on one, and {missing or 'there is none here'}")
+    return machine
 
 
 def _load(path: Path, manifest: Manifest) -> Model:
@@ -116,7 +131,7 @@ def _load(path: Path, manifest: Manifest) -> Model:
 
 
 def _time(
-    lowered: Lowered, model: Model, machine: Machine, path: Path, manifest: Manifest, schedules_dir: Path | None
+    lowered: Lowered, model: Model, machine: AnyMachine, path: Path, manifest: Manifest, schedules_dir: Path | None
 ) -> float:
     from tvmopt.tuning.network import assemble, measure
     from tvmopt.variants import schedule_kernels
@@ -149,7 +164,10 @@ def parser() -> Parser:
     made.add_argument("log", type=Path, metavar="LOG_DIR", help="a log's directory, the one with its manifest.json")
     made.add_argument("--strict", action="store_true", help="a kernel that the log should have had is an error")
     made.add_argument("--json", type=Path, metavar="FILE", help="write what was found as JSON")
-    from_log = ("target", "arch", "batch", "input-shape", "dtype", "strategy", "weights", "log-dir", "dump-ir")
+    from_log = (
+        "target", "arch", "batch", "input-shape", "dtype", "strategy", "weights", "log-dir", "dump-ir", "cuda-graphs",
+        "fast-math",
+    )  # fmt: skip
     add_build_options(made, leave_out=from_log)
     return made
 

@@ -13,6 +13,7 @@ import logging
 import multiprocessing
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -52,13 +53,15 @@ def serve(tracker: tuple[str, int], key: str, listening: socket.socket, address:
     import tvm_ffi
     from tvm.rpc import server
 
-    def provide(digest: str, code: Any) -> None:
-        from tvmopt.runtime import gpu
+    from tvmopt.graph import gpu_compiler
 
-        gpu.provide(digest, bytes(code))
+    def provide(digest: str, code: Any) -> None:
+        gpu_compiler.provide(digest, bytes(code))
 
     tvm_ffi.register_global_func("tvmopt.machine", lambda kind: facts(kind, threads), override=True)
     tvm_ffi.register_global_func("tvmopt.provide", provide, override=True)
+    # For source whose code nobody provides.
+    gpu_compiler.use_own_compiler()
     # Of the version of TVM that is pinned: the loop that talks to the tracker is its own, sessions are ours.
     server._serving = _session
     # Else a line for every candidate.
@@ -68,12 +71,11 @@ def serve(tracker: tuple[str, int], key: str, listening: socket.socket, address:
 
 def _session(connection: socket.socket, _address: Any, options: dict[str, float], load_library: str) -> None:
     """One client's session, in a process of its own, which is ended when the client is gone or its time is over."""
-    from tvm.rpc import server
     from tvm.support import utils
 
     folder = utils.tempdir()
     child = multiprocessing.get_context("fork").Process(
-        target=server._serve_loop, args=(connection, load_library, folder), daemon=True
+        target=_serve, args=(connection, load_library, folder), daemon=True
     )
     child.start()
     ends = time.monotonic() + options.get("timeout", float("inf"))
@@ -89,6 +91,15 @@ def _session(connection: socket.socket, _address: Any, options: dict[str, float]
         child.join()
     folder.remove()
     connection.close()
+
+
+def _serve(connection: socket.socket, load_library: str, folder: Any) -> None:
+    """The session's process."""
+    from tvm.rpc import server
+
+    # Which ends it at once: it seldom is in Python, where the server's own handler would act.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    server._serve_loop(connection, load_library, folder)
 
 
 def parser() -> Parser:
@@ -113,6 +124,9 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     args = parser().parse_args(argv)
+    # Before TVM is loaded, which would ask torch whether there is a GPU: that starts CUDA, and in a process forked from
+    # one that has, as sessions' are, CUDA does not start. Sessions exchange no tensors with torch.
+    os.environ["TVM_FFI_DISABLE_TORCH_C_DLPACK"] = "1"
     from tvmopt.machine import available_cores, detect, threads_environment
     from tvmopt.tuning.fleet import Fleet
 

@@ -81,6 +81,9 @@ def tune(
     if search not in SEARCHES:
         raise UsageError(f"search={search!r}: choose one of {', '.join(SEARCHES)}")
     options = options or BuildOptions(target={"cpu": "llvm"}.get(target, target), log_dir=Path(log_dir))
+    if options.cuda_graphs or options.fast_math:
+        name = "cuda_graphs" if options.cuda_graphs else "fast_math"
+        raise UsageError(f"{name}: schedules are searched for exact code, kernel by kernel; build from the log with it")
     from tvmopt.machine import GpuMachine, available_cores, configure_threads
 
     machine = fleet.machine(options, _say) if fleet is not None else options.machine()
@@ -242,7 +245,8 @@ def parser() -> Parser:
                        help="this machine, or others through TVM's RPC tracker (tvmopt.serve on each)")  # fmt: skip
     group.add_argument("--tracker", metavar="HOST:PORT", help="where the tracker listens")
     group.add_argument("--key", metavar="NAME", help="of the servers at the tracker: equal machines, all are used")
-    add_build_options(made)
+    # What is found is built from with them.
+    add_build_options(made, leave_out=("cuda-graphs", "fast-math"))
     return made
 
 

@@ -81,8 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json is not None:
             results.write(results.document({**described, "cuda_proof": rows}, []), args.json)
 
-    interrupted = not _go(cases, args, rows, write)
-    write()
+    try:
+        interrupted = not _go(cases, args, rows, write)
+    finally:
+        write()
     from ..recipes.common import show
 
     show(table.lines(rows), args.markdown)

@@ -71,7 +71,11 @@ def expected(cases: Sequence[Case], steps: Sequence[str], archs: Sequence[str]) 
 
 
 def prove(cases: Iterable[Case], steps: Sequence[str], archs: Sequence[str], done: Callable[[Row], None]) -> None:
-    """Calls `done` with every row as it is there, in this thread. What an interrupt cuts short has no row."""
+    """Calls `done` with every row as it is there, in this thread. What an interrupt cuts short has no row.
+
+    Raises:
+        TargetError: the GPU answers this process no more; the last row says after what.
+    """
     pool = ThreadPoolExecutor(available_cores())
     waiting: list[tuple[Row, Future[MachineCode]]] = []
     try:
@@ -81,7 +85,9 @@ def prove(cases: Iterable[Case], steps: Sequence[str], archs: Sequence[str], don
             if "execute" in steps and executes(case):
                 done(_judged(case, named_gpu(EXECUTED_AS), "opencl"))
             if "gpu" in steps:
-                done(_on_gpu(case))
+                found = _on_gpu(case)
+                done(found)
+                _require_answer(found)
             # Not too far ahead of nvcc: every waiting kernel is some hundred kilobytes of source.
             waiting = _finish(waiting, len(waiting) - 4 * available_cores(), done)
         _finish(waiting, len(waiting), done)
@@ -93,13 +99,16 @@ def _begin(
     case: Case, arch: str, pool: ThreadPoolExecutor, done: Callable[[Row], None]
 ) -> tuple[Row, Future[MachineCode]]:
     machine = named_gpu(arch)
-    made = check.scheduled(case, machine)
-    found = row("compiled", made, case, arch)
-    if made is None:
+    made = None
+    try:
+        made = check.scheduled(case, machine)
+        assert made is not None, "every rule declines"
+        source = check.source(made, machine)
+    except Exception as error:  # as in _finish, which reports it
         failed: Future[MachineCode] = Future()
-        failed.set_exception(AssertionError("every rule declines"))
-        return found, failed
-    source = check.source(made, machine)
+        failed.set_exception(error)
+        return row("compiled", made, case, arch), failed
+    found = row("compiled", made, case, arch)
     return {**found, "dynamic_shared": source.dynamic}, pool.submit(assemble, source.text, source.arch)
 
 
@@ -113,9 +122,10 @@ def _finish(
             left.append((found, future))
             continue
         try:
-            done({**found, **_figures(future.result(), found["dynamic_shared"])})
-        except AssertionError as error:
-            done({**found, "problem": one_line(error)})
+            figures = _figures(future.result(), found["dynamic_shared"])
+        except Exception as error:  # one case's problem is not the others'
+            figures = {"problem": _told(error)}
+        done({**found, **figures})
     return left
 
 
@@ -133,14 +143,14 @@ def _figures(code: MachineCode, dynamic: int) -> Row:
 
 
 def _judged(case: Case, machine: GpuMachine, where: str, run: check.Run | None = None) -> Row:
-    made = check.scheduled(case, machine)
-    found = row("executed", made, case, where)
-    if made is None:
-        return {**found, "problem": "every rule declines"}
+    made = None
     try:
+        made = check.scheduled(case, machine)
+        assert made is not None, "every rule declines"
         result = check.execute(case, made, run)
-    except AssertionError as error:
-        return {**found, "problem": one_line(error)}
+    except Exception as error:  # one case's problem is not the others'
+        return {**row("executed", made, case, where), "problem": _told(error)}
+    found = row("executed", made, case, where)
     # A comparison that is false for what is no number, too.
     right = result.error <= result.allowed
     problem = None if right else f"error {result.error:.1e}, allowed {result.allowed:.1e}"
@@ -148,11 +158,28 @@ def _judged(case: Case, machine: GpuMachine, where: str, run: check.Run | None =
 
 
 def _on_gpu(case: Case) -> Row:
-    from tvmopt.runtime.gpu import use_own_compiler
-
     from . import gpu
 
     machine = detect_gpu()
     assert machine is not None, "require() has seen one"
-    use_own_compiler()
     return _judged(case, machine, machine.arch, lambda schedule, inputs: gpu.run(schedule, inputs, machine.target()))
+
+
+def _told(error: Exception) -> str:
+    """What a row says of what went wrong; what is asserted speaks for itself."""
+    return one_line(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {one_line(error)}"
+
+
+def _require_answer(found: Row) -> None:
+    """Raises TargetError where the case of the row `found` has spoilt CUDA for this process."""
+    if found["problem"] is None:
+        return
+    import tvm
+
+    from tvmopt.runtime.gpu import answers
+
+    if not answers(tvm.cuda(0)):
+        raise TargetError(
+            f"the GPU answers no more after {found['rule']}, {found['shape']} ({found['problem']}): the cases behind "
+            "it were not run"
+        )

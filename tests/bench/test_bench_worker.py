@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bench import peers
 from bench.cases import Case
 from bench.worker import Session
 from tvmopt.options import BuildOptions
@@ -131,3 +133,17 @@ def test_cold_samples_stand_beside_the_warm_ones(builder: dict[str, Any], tmp_pa
     session, _ = prepared(tmp_path)
     answer = session.handle({"do": "round", "samples": 3, "budget_s": 5, "cold": True})
     assert len(answer["samples"]) == len(answer["cold"]) == 3
+
+
+@pytest.mark.parametrize("target, processes", [("llvm", "1"), ("cuda", None)])
+def test_inductor_compiles_for_a_gpu_on_all_cores(
+    target: str, processes: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a CPU on one, which others would else be timed beside."""
+    name = "TORCHINDUCTOR_COMPILE_THREADS"
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, "bench.peers.inductor", raising=False)
+    monkeypatch.delattr(peers, "inductor", raising=False)
+    Session()._load(Case("digits_cnn", "peer:inductor", BuildOptions(target=target, threads=1)))
+    assert os.environ.get(name) == processes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -170,3 +171,62 @@ def test_cuda_an_exact_reciprocal_is_no_fast_math() -> None:
     rows: list[dict[str, Any]] = []
     prove.prove([columns.case("gate", 1, 8, 8, 64)], ("compile",), ("sm_80", "sm_90"), rows.append)
     assert [row["problem"] for row in rows] == [None, None]
+
+
+@pytest.mark.parametrize("ulps, right", [(1.9, True), (2.1, False)])
+def test_cuda_half_precision_may_be_rounded_twice(ulps: float, right: bool) -> None:
+    """As a product and its epilogue are, whatever the result is handed out in."""
+    case = products(16, 16, 16, dtype="float16")
+    made: Any = SimpleNamespace(schedule=None)
+
+    def run(_: Any, inputs: list[np.ndarray]) -> np.ndarray:
+        wanted = case.expected(inputs)
+        return (wanted + ulps * 2.0**-11 * np.abs(wanted).max()).astype("float32")
+
+    found = check.execute(case, made, run)
+    assert (found.error <= found.allowed) == right
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
+    """Three cases; scheduling the second raises what no assertion does."""
+    cases = [columns.case("gate", 1, 8, 8, size) for size in (8, 16, 24)]
+    scheduled = check.scheduled
+
+    def fails(case: Case, *rest: Any) -> Any:
+        if case is cases[1]:
+            raise RuntimeError("CUDALaunch Error: CUDA_ERROR_ILLEGAL_ADDRESS")
+        return scheduled(case, *rest)
+
+    monkeypatch.setattr(check, "scheduled", fails)
+    return cases
+
+
+@pytest.mark.parametrize("step", ["compile", "execute", "gpu"])
+def test_cuda_one_error_is_one_cases_problem(step: str, failing: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prove, "assemble", lambda *_: device.MachineCode(32, 0, 0, device.Counter(["FFMA"])))
+    monkeypatch.setattr(prove, "detect_gpu", lambda: named_gpu("sm_80"))
+    monkeypatch.setattr(check, "execute", lambda *_: check.Execution(0.0, 1.0))
+    monkeypatch.setattr("tvmopt.runtime.gpu.answers", lambda _: True)
+    rows: list[dict[str, Any]] = []
+    prove.prove(failing, (step,), ("sm_80",), rows.append)
+    problems = {row["shape"]: row["problem"] for row in rows}
+    assert [problems[case.label] for case in failing] == [
+        None, "RuntimeError: CUDALaunch Error: CUDA_ERROR_ILLEGAL_ADDRESS", None,
+    ]  # fmt: skip
+
+
+def test_cuda_a_spoilt_gpu_ends_the_run_with_what_was_done(
+    failing: list[Case], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(prove, "detect_gpu", lambda: named_gpu("sm_80"))
+    monkeypatch.setattr(prove, "require", lambda steps: None)
+    monkeypatch.setattr(check, "execute", lambda *_: check.Execution(0.0, 1.0))
+    monkeypatch.setattr("tvmopt.runtime.gpu.answers", lambda _: False)
+    monkeypatch.setattr(every, "chosen", lambda rule, limit: failing)
+    monkeypatch.setattr(command, "_environment", lambda steps, argv: {"command": ""})
+    file = tmp_path / "proof.json"
+    with pytest.raises(TargetError, match=r"answers no more after .*ILLEGAL_ADDRESS"):
+        command.main(["--rule", "columns", "--steps", "gpu", "--json", str(file)])
+    rows = json.loads(file.read_text())["environment"]["cuda_proof"]
+    assert [row["problem"] is None for row in rows] == [True, False]

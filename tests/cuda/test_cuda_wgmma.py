@@ -230,7 +230,6 @@ def test_cuda_a_network_uses_it_on_hopper(arch: str) -> None:
 @pytest.mark.parametrize("choices", [{}, {"stages": 1}, {"flying": 0, "width": 128}, {"width": 64}])
 def test_on_the_gpu(dtype: str, sizes: tuple[int, int, int], choices: dict[str, Any]) -> None:
     from tvmopt.machine import detect_gpu
-    from tvmopt.runtime.gpu import use_own_compiler
 
     gpu = detect_gpu()
     if gpu is None or gpu.capability != wgmma.CAPABILITY:
@@ -238,7 +237,6 @@ def test_on_the_gpu(dtype: str, sizes: tuple[int, int, int], choices: dict[str, 
     case = products(*sizes, dtype=dtype)
     made = apply_rule(case.kernel, gpu, rules("cuda"), Recorder(choices))
     assert made is not None and made.rule.name == "wgmma"
-    use_own_compiler()
     built = compile_kernel(gpu.target(), made.schedule.mod).jit()
     narrow = [torch.from_numpy(one).to(getattr(torch, dtype)) for one in products(*sizes).inputs()]
     wanted = case.expected([one.double().numpy() for one in narrow])

@@ -265,8 +265,8 @@ def test_cuda_code_is_compiled_here_and_sent_with_its_source() -> None:
     import tvm
 
     from tvmopt.graph.gpu_build import cuda_source
+    from tvmopt.graph.gpu_compiler import digest
     from tvmopt.graph.gpu_default import schedule_default
-    from tvmopt.runtime.gpu import digest
     from tvmopt.tuning.rpc_worker import _send_machine_code
 
     target = named_gpu("sm_90").target()

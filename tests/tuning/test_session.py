@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.tuning.conftest import Silent, gemm, make_kernel
+from tvmopt.lifetime import ended_by_sigterm
 from tvmopt.tuning.log import Log, key_module
 from tvmopt.tuning.manifest import read_manifest
 from tvmopt.tuning.runner import Runner
@@ -176,3 +177,17 @@ def test_ctrl_c_is_not_lost(tmp_path: Path, machine: Any, rules: list[Any], mani
     assert read_manifest(tmp_path).status == "interrupted"
     # What Ctrl-C does afterwards is what it did before.
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Told(Silent):
+    """`timeout`, when its time is over."""
+
+    def show(self, session: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_leaves_the_log_in_order(tmp_path: Path, machine: Any, rules: list[Any], manifest: Any) -> None:
+    search = Session([make_kernel()], machine, rules, Log.start(tmp_path), manifest, Settings(workers=1), Told())
+    with pytest.raises(SystemExit), ended_by_sigterm():
+        search.run()
+    assert read_manifest(tmp_path).status == "interrupted"

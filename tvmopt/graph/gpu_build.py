@@ -14,6 +14,7 @@ from tvm import relax, tirx
 
 from tvmopt.errors import ModelError, one_line
 from tvmopt.graph import gpu_pipeline
+from tvmopt.graph.gpu_compiler import digest
 from tvmopt.graph.gpu_default import schedule_default, unbound
 from tvmopt.nvcc import Code, compile_source, find_nvcc
 
@@ -84,12 +85,17 @@ def generate(module: tvm.IRModule, machine: GpuMachine, *, fast_math: bool) -> G
     Raises:
         ModelError: TVM's code generator or nvcc refuses it.
     """
+    made: dict[str, Code] = {}
     try:
-        executable = gpu_pipeline.compile_module(module, machine.target(), relax_pipeline=None)
+        executable = gpu_pipeline.compile_module(
+            module, machine.target(), fast_math=fast_math, made=made, relax_pipeline=None
+        )
     except Exception as error:
         raise ModelError(f"code generation failed: {one_line(error)}") from error
     source = cuda_source(executable.mod)
-    code = compile_source(source, machine.arch, fast_math=fast_math) if source and find_nvcc() is not None else None
+    code = made.get(digest(source))
+    if code is None and source and find_nvcc() is not None:
+        code = compile_source(source, machine.arch, fast_math=fast_math)
     return GpuBuild(executable, source, code)
 
 

@@ -12,7 +12,9 @@ import tvm
 from tvm.s_tir.pipeline import default_s_tir_pipeline
 from tvm.tirx.compilation_pipeline import register_tir_pipeline, tirx_pipeline
 
+from tvmopt.graph.gpu_compiler import compiling
 from tvmopt.machine_gpu import has_async_copy
+from tvmopt.nvcc import Code
 
 NAME = "tvmopt-gpu"
 # The attribute of a function that is written in TIRx.
@@ -44,13 +46,20 @@ def _pipeline() -> tuple[tvm.transform.Pass, object, object]:
     return lower_each, finish_host, finish_device
 
 
-def compile_module(module: tvm.IRModule, target: tvm.target.Target, **how: Any) -> Any:
+def compile_module(
+    module: tvm.IRModule, target: tvm.target.Target, *, fast_math: bool = False, made: dict[str, Code] | None = None,
+    **how: Any,
+) -> Any:  # fmt: skip
     """`tvm.compile` for the GPU `target`: what its schedules mark as copied ahead is, where that GPU can.
 
-    `how` goes to `tvm.compile`. The configuration and instruments of a pass context around the call hold.
+    Where TVM's CUDA runtime loads, it has the code compiled here and now: by nvcc, which is noted in `made` (code by
+    its source's digest). `how` goes to `tvm.compile`. The configuration and instruments of a pass context around the
+    call hold.
     """
     register_tir_pipeline(NAME, _pipeline)
     around = tvm.transform.PassContext.current()
-    config = {**around.config, "tirx.use_async_copy": has_async_copy(str(target.attrs["arch"]))}
-    with target, tvm.transform.PassContext(around.opt_level, instruments=list(around.instruments), config=config):
+    arch = str(target.attrs["arch"])
+    config = {**around.config, "tirx.use_async_copy": has_async_copy(arch)}
+    own = compiling(arch, fast_math=fast_math, made=made)
+    with own, target, tvm.transform.PassContext(around.opt_level, instruments=list(around.instruments), config=config):
         return tvm.compile(module, target=target, tir_pipeline=NAME, **how)

@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING, Any
 
 from tvmopt import __version__
 from tvmopt.errors import ArtifactError, OutputError, one_line
-from tvmopt.machine import AnyMachine, GpuMachine, available_cores, detect_gpu, from_facts
-from tvmopt.machine_gpu import capability
+from tvmopt.machine import AnyMachine, available_cores, from_facts
+from tvmopt.runtime import artifact_gpu
 from tvmopt.runtime.executable import Compiled
-from tvmopt.runtime.gpu import CompiledForGpu, digest, provide, runtime_missing
+from tvmopt.runtime.gpu import CompiledForGpu
 from tvmopt.runtime.resident import page_out
 from tvmopt.runtime.signature import Signature
 
@@ -118,12 +118,7 @@ def load(path: str | PathLike[str], *, threads: int | None = None) -> Compiled:
         # Not tvm.runtime.load_module, which goes by the file's name.
         load_library = tvm.get_global_func("ffi.Module.load_from_file.so")
         kind: type[Compiled] = CompiledForGpu if "gpu" in metadata else Compiled
-        if "gpu" in metadata and metadata["gpu"]["code"] is not None:
-            start, size = metadata["gpu"]["code"]
-            with path.open("rb") as file:
-                file.seek(start)
-                provide(metadata["gpu"]["source_sha256"], file.read(size))
-        with _without_scopes():
+        with _without_scopes(), artifact_gpu.compiling_of(path, metadata.get("gpu")):
             loaded = kind._from_library(load_library(str(path.resolve()), "so"), signature, meta, path)
         page_out(path.resolve())
         return loaded
@@ -180,26 +175,7 @@ def check_machine(path: Path, metadata: dict[str, Any]) -> None:
             "export it here, or build it with a --target whose mcpu both have"
         )
     if "gpu" in metadata:
-        _check_gpu(path, metadata["gpu"])
-
-
-def _check_gpu(path: Path, built: dict[str, Any]) -> None:
-    """Raises ArtifactError where the GPU that is here cannot run code `built` for another, or none is here."""
-    here = detect_gpu()
-    if here is None:
-        raise ArtifactError(f"{path} was built for a CUDA GPU ({built['arch']}), and there is none here")
-    ours, theirs = capability(here.arch), capability(built["arch"])
-    # A cubin runs on its own generation from its own revision on, PTX on all that came later, source on this one.
-    same = ours // 10 == theirs // 10 and ours >= theirs
-    if not (same or (ours > theirs and built["ptx"])) and built["code"] is not None:
-        later = "and later ones" if built["ptx"] else "alone"
-        raise ArtifactError(
-            f"{path} was built for {built['arch']} {later}, and {here.name} is {here.arch}: export it with "
-            f"--target cuda --arch {here.arch}"
-        )
-    missing = runtime_missing()
-    if missing is not None:
-        raise ArtifactError(f"{path} cannot be run: {missing}")
+        artifact_gpu.check(path, metadata["gpu"])
 
 
 def host_features() -> dict[str, bool]:
@@ -256,7 +232,7 @@ def _describe(compiled: Compiled) -> dict[str, Any]:
     version = _VIRTUAL_MACHINE if compiled.meta["workspace_bytes"] is None else _ONE_FUNCTION
     gpu = {}
     if isinstance(compiled, CompiledForGpu):
-        version, gpu = FORMAT_VERSION, {"gpu": _describe_gpu(compiled)}
+        version, gpu = FORMAT_VERSION, {"gpu": artifact_gpu.describe(compiled)}
         target = target.host
     return {
         **gpu,
@@ -271,32 +247,6 @@ def _describe(compiled: Compiled) -> dict[str, Any]:
         "signature": compiled.signature.to_json(),
         "versions": {"tvmopt": __version__, "tvm": tvm.__version__, "torch": torch.__version__},
     }
-
-
-def _describe_gpu(compiled: CompiledForGpu) -> dict[str, Any]:
-    """What the receiver of a GPU's code must have; `code` is where it stands in the file."""
-    machine, code = compiled.machine, compiled.code
-    assert isinstance(machine, GpuMachine)
-    return {
-        "arch": machine.arch,
-        "ptx": code is not None and code.ptx,
-        "code": None,
-        "source_sha256": digest(compiled.source),
-        "fast_math": bool(compiled.meta.get("fast_math")),
-    }
-
-
-def needs(metadata: dict[str, Any]) -> str | None:
-    """In words, what a receiver of a GPU's artifact must have; None for one that runs on a CPU."""
-    gpu = metadata.get("gpu")
-    if gpu is None:
-        return None
-    if gpu["code"] is None:
-        what = f"a GPU of {gpu['arch']}, and nvcc or NVRTC to compile its source when it is loaded"
-    else:
-        what = f"a GPU of {gpu['arch']}" + (" or later (PTX)" if gpu["ptx"] else ", no other")
-    architecture = metadata["platform"]["architecture"]
-    return f"{what}; a driver for CUDA 13, libcudart.so.13, TVM {metadata['versions']['tvm']}, Linux on {architecture}"
 
 
 def _plain(value: Any) -> Any:

@@ -1,70 +1,20 @@
-"""`CompiledForGpu`: a model built for a CUDA GPU, which may be built and exported where there is none.
-
-Machine code is handed to TVM's runtime when that asks for it: TVM ships CUDA source with what it builds and compiles
-it where it is loaded, by a callback. Ours knows the code that was compiled with the model and gives that.
-"""
+"""`CompiledForGpu`: a model built for a CUDA GPU, which may be built and exported where there is none."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import InputError, TargetError
 from tvmopt.machine_gpu import detect_gpu
-from tvmopt.nvcc import Code, compile_source, find_nvcc
 from tvmopt.runtime.executable import Compiled, _flatten, _to_numpy
 from tvmopt.runtime.signature import Signature
 
 if TYPE_CHECKING:
     import tvm
 
-CALLBACK = "tvm_callback_cuda_compile"
-# Digest of a source -> the code compiled from it.
-_known: dict[str, bytes] = {}
-
-
-def digest(source: str) -> str:
-    """What code is found by: the SHA-256 of its source."""
-    return hashlib.sha256(source.encode()).hexdigest()
-
-
-def provide(source_digest: str, binary: bytes) -> None:
-    """Has TVM's runtime take `binary` where it would compile the source of that digest."""
-    _known[source_digest] = binary
-    use_own_compiler()
-
-
-def _compile(source: Any) -> bytes:
-    """TVM's callback: the code of `source`, compiled already or now, without fast-math."""
-    text = source.decode() if isinstance(source, (bytes, bytearray)) else str(source)
-    known = _known.get(digest(text))
-    if known is None:
-        gpu = detect_gpu()
-        if gpu is None:
-            raise TargetError("CUDA code can be compiled for the GPU that is here only, and there is none")
-        if find_nvcc() is not None:
-            known = compile_source(text, gpu.arch).binary
-        else:
-            from tvm.support.nvcc import compile_cuda
-
-            known = bytes(compile_cuda(text, target_format="cubin", arch=gpu.arch, compiler="nvrtc"))
-        _known[digest(text)] = known
-    return known
-
-
-def use_own_compiler() -> None:
-    """Has TVM's runtime compile CUDA source, where it is given such, as we do: without fast-math."""
-    import tvm_ffi
-    from tvm.support import nvcc  # noqa: F401  (registers TVM's own, which ours replaces)
-
-    if not _registered:
-        tvm_ffi.register_global_func(CALLBACK, _compile, override=True)
-        _registered.append(True)
-
-
-_registered: list[bool] = []
+    from tvmopt.nvcc import Code
 
 
 def runtime_missing() -> str | None:
@@ -82,6 +32,18 @@ def runtime_missing() -> str | None:
     return None
 
 
+def answers(device: Any) -> bool:
+    """Whether a GPU (TVM's device) does what this process asks of it: a faulting kernel spoils all that comes after it.
+
+    Such a fault (an illegal address, a trap) stays with the process; what was asked wrongly, or for too much, does not.
+    """
+    try:
+        device.sync()
+    except Exception:  # whatever CUDA, or RPC, says
+        return False
+    return True
+
+
 class CompiledForGpu(Compiled):
     """A compiled model on a CUDA GPU: takes torch tensors that are there and gives such, without a copy; numpy arrays
     are copied there and back.
@@ -95,9 +57,6 @@ class CompiledForGpu(Compiled):
         code: Code | None,
     ) -> None:  # fmt: skip
         self.source, self.code = source, code
-        if code is not None:
-            provide(digest(source), code.binary)
-        use_own_compiler()
         missing = runtime_missing()
         self._set_up_gpu(None if missing else executable.jit(), executable, signature, meta, missing)
 

@@ -8,7 +8,7 @@ its margin between the two best exceeds the tolerance.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,15 @@ def flatten(value: Any) -> Iterator[np.ndarray]:
             yield from flatten(item)
     else:
         yield value
+
+
+def handed_out(outputs: Iterable[Any]) -> str | None:
+    """What a network's floating outputs are to be of, for `check`, where that need not be what it computes in.
+
+    A network in reduced precision may hand out float32, which holds what it computed.
+    """
+    floating = {str(one.dtype).removeprefix("torch.") for one in outputs} & set(TOLERANCES)
+    return "float32" if floating == {"float32"} else None
 
 
 def _check_one(actual: Any, reference: Any, dtype: str, allowed: float, top1: bool, where: str) -> Verdict:

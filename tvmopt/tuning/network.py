@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tvmopt.errors import ModelError, VerificationError, one_line
 from tvmopt.machine import threads_environment
 from tvmopt.runtime.timer import median_interval
-from tvmopt.runtime.verify import check, flatten
+from tvmopt.runtime.verify import check, flatten, handed_out
 from tvmopt.tuning.process import Process, WorkerError
 
 if TYPE_CHECKING:
@@ -39,6 +39,12 @@ def reference(model: Model) -> list[Any]:
             return [output.detach().numpy() for output in flatten(wide(*inputs))]  # type: ignore[attr-defined]
     except RuntimeError as error:
         raise ModelError(f"the model cannot be run in fp64, which it is verified against: {one_line(error)}") from None
+
+
+def require(outputs: list[Any], expected: list[Any], model: Model, strategies: Mapping[str, str], name: str) -> None:
+    """Raises VerificationError where the network's build `name` does not compute what PyTorch computes."""
+    verdict = check(outputs, expected, model.dtype, strategies, output_dtype=handed_out(outputs))
+    verdict.require(f"the network's {name} build")
 
 
 def assemble(lowered: Lowered, functions: dict[str, Any], machine: AnyMachine, model: Model, variant: str) -> Compiled:
@@ -110,7 +116,7 @@ class Turns:
             for name, path in artifacts.items():
                 self._processes[name] = Process("tvmopt.tuning.contender", threads_environment(threads))
                 outputs = self._ask(name, "load", str(path), inputs)
-                check(outputs, expected, model.dtype, strategies).require(f"the network's {name} build")
+                require(outputs, expected, model, strategies, name)
                 self._ask(name, "warm")
         except BaseException:
             self.__exit__()

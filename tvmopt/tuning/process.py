@@ -1,8 +1,9 @@
 """A Python process of our own that answers requests, with time limits: both ends of the pipe.
 
-A request is `(method, arguments)`, an answer `("ok", value)` or `("error", one line)`, each pickled with its length
-in front. The process gets its threads' environment before TVM is loaded, a session of its own (so that Ctrl-C
-reaches only us, who then end it), and ends by itself when our end of its pipe closes.
+A request is `(method, arguments)`; its answer is `("ok", value)`, `("error", one line)`, or, from a process that ends
+with it, `("broken", one line)`; each is pickled with its length in front. The process gets its threads' environment
+before TVM is loaded, a session of its own (so that Ctrl-C reaches only us, who then end it), and ends by itself when
+our end of its pipe closes, or at once when we are gone.
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tvmopt.errors import TvmoptError
+from tvmopt.lifetime import end_with_parent
+
+# The status of a process that says itself that it is of no use any more.
+BROKEN = 71
 
 
 class WorkerError(TvmoptError):
@@ -27,6 +33,10 @@ class WorkerError(TvmoptError):
 
 class WorkerDied(WorkerError):
     """The process crashed while it worked on a request; it is gone."""
+
+
+class WorkerBroken(WorkerError):
+    """A request that failed and left the process unfit for others; it is ended, and another one may serve."""
 
 
 class WorkerTimeout(WorkerError):
@@ -57,7 +67,7 @@ class Process:
         """The answer to one request.
 
         Raises:
-            WorkerError: the request failed. WorkerDied, WorkerTimeout: so did the process.
+            WorkerError: the request failed. WorkerBroken, WorkerDied, WorkerTimeout: so did the process.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
@@ -73,6 +83,9 @@ class Process:
             code = self._process.wait()
             self.close()
             raise WorkerDied(f"the process ended with {_ending(code)}") from None
+        if status == "broken":
+            self.close()
+            raise WorkerBroken(value)
         if status != "ok":
             raise WorkerError(value)
         return value
@@ -92,11 +105,13 @@ class Process:
                     stream.close()
 
 
-def serve(handler: Any) -> None:
+def serve(handler: Any, is_sound: Callable[[], bool] = lambda: True) -> None:
     """The process's side: calls `handler`'s methods as asked until the other end closes the pipe.
 
+    After a request that failed, `is_sound` says whether the process is fit for another one; it ends where not.
     What TVM or LLVM print goes to standard error, as standard output carries the answers.
     """
+    end_with_parent()
     outgoing = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     while True:
@@ -109,8 +124,12 @@ def serve(handler: Any) -> None:
         except Exception as error:  # whatever a request does wrong is told to who asked, in one line
             from tvmopt.errors import one_line
 
-            answer = ("error", f"{type(error).__name__}: {one_line(error)}")
+            answer = ("error" if is_sound() else "broken", f"{type(error).__name__}: {one_line(error)}")
         send(outgoing, answer)
+        if answer[0] == "broken":
+            # At once: taking down what no longer answers may take for ever.
+            sys.stderr.flush()
+            os._exit(BROKEN)
 
 
 def send(stream: Any, value: Any) -> None:

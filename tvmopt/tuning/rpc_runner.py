@@ -21,9 +21,8 @@ from tvmopt.graph.parts import part_of
 from tvmopt.graph.pipeline import build, build_for_gpu
 from tvmopt.machine import GpuMachine
 from tvmopt.registry import write_kernels
-from tvmopt.runtime.verify import check
 from tvmopt.tuning.fleet import FREE_LIMIT_S, SESSION_S, Fleet, first_facts
-from tvmopt.tuning.network import Compared, reference
+from tvmopt.tuning.network import Compared, reference, require
 from tvmopt.tuning.process import Process, WorkerDied, WorkerError, WorkerTimeout
 from tvmopt.tuning.rpc_worker import library_suffix
 from tvmopt.tuning.runner import FINAL_ROUNDS, OPEN_LIMIT_S, RUN_LIMIT_S, Measurement, Runner, _failure
@@ -179,7 +178,7 @@ def compare_networks(
     Raises:
         VerificationError: one of them computes something else than PyTorch, or no server gave times.
     """
-    from tvmopt.runtime.gpu import digest
+    from tvmopt.graph.gpu_compiler import digest
 
     if first.attrs is not None and PARTS in first.attrs:
         # The virtual machine runs one part of the batch.
@@ -207,7 +206,7 @@ def compare_networks(
             raise VerificationError(f"the networks could not be measured on a server: {error}") from None
     expected = reference(model)
     for name, one in zip(("manual", "auto"), found, strict=True):
-        check(one["outputs"], expected, model.dtype, strategies).require(f"the network's {name} build")
+        require(one["outputs"], expected, model, strategies, name)
     a, b = (one["samples"] for one in found)
     ratios = [y / x for x, y in zip(a, b, strict=True)]
     return Compared(statistics.median(a), statistics.median(b), statistics.median(ratios))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmopt.machine import CACHE_DIR, described_cpu
+from tvmopt.nvcc import Code
 from tvmopt.tuning.fleet import SESSION_S
 from tvmopt.tuning.process import serve
 from tvmopt.tuning.worker import Worker, compile_kernel
@@ -94,9 +95,11 @@ class RemoteWorker(Worker):
         return found
 
     def _built(self, target: Any, module: Any) -> Any:
-        executable = compile_kernel(target, module)
+        made: dict[str, Code] = {}
+        executable = compile_kernel(target, module, made)
         session = self._connect()
-        if target.kind.name == "cuda":
+        # What is compiled already is in the library.
+        if target.kind.name == "cuda" and not made:
             _send_machine_code(session, executable, target)
         self._uploads += 1
         # A folder for this one alone: a worker is killed rather than asked to end, and would leave it behind.
@@ -208,8 +211,8 @@ def library_suffix(target: Any) -> str:
 def _send_machine_code(session: Any, executable: Any, target: Any) -> None:
     """Compiles a GPU's source here, where there is an nvcc, so that the server need not have one."""
     from tvmopt.graph.gpu_build import cuda_source
+    from tvmopt.graph.gpu_compiler import digest
     from tvmopt.nvcc import compile_source, find_nvcc
-    from tvmopt.runtime.gpu import digest
 
     source = cuda_source(executable.mod)
     if find_nvcc() is not None:
@@ -223,7 +226,7 @@ def main() -> None:
 
     threads = os.environ["TVMOPT_REMOTE_THREADS"]
     worker = RemoteWorker(os.environ["TVMOPT_TRACKER"], os.environ["TVMOPT_KEY"], int(threads) if threads else None)
-    serve(Guarded(worker))
+    serve(Guarded(worker), worker.is_sound)
 
 
 if __name__ == "__main__":

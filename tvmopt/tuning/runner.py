@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.machine import threads_environment
-from tvmopt.tuning.process import Process, WorkerDied, WorkerError, WorkerTimeout
+from tvmopt.tuning.process import Process, WorkerBroken, WorkerDied, WorkerError, WorkerTimeout
 from tvmopt.tuning.worker import ROUNDS
 
 if TYPE_CHECKING:
@@ -234,14 +234,18 @@ def output_indices(func: tvm.tirx.PrimFunc) -> list[int]:
 
 
 def compute_dtype(func: tvm.tirx.PrimFunc) -> str:
-    """The floating type of what it writes, which decides the tolerance; float32 where it writes none."""
-    dtypes = [str(func.params[index].dtype) for index in output_indices(func)]
-    return next((dtype for dtype in dtypes if "float" in dtype), "float32")
+    """The narrowest floating type of what it reads and writes, which decides the tolerance; float32 where none is.
+
+    A kernel that reads half precision may write float32, with roundings to half precision in between.
+    """
+    from tvmopt.runtime.verify import TOLERANCES, tolerance
+
+    return max({str(param.dtype) for param in func.params} & set(TOLERANCES), key=tolerance, default="float32")
 
 
 def _failure(error: WorkerError, otherwise: str) -> Measurement:
     if isinstance(error, WorkerTimeout):
         return Measurement("timeout", message=str(error))
-    if isinstance(error, WorkerDied):
+    if isinstance(error, (WorkerBroken, WorkerDied)):
         return Measurement("crash", message=str(error))
     return Measurement(otherwise, message=str(error))

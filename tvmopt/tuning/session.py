@@ -120,7 +120,8 @@ class Session:
     def run(self) -> Manifest:
         """Searches until a limit is reached, decides, and writes the manifest; returns it.
 
-        KeyboardInterrupt leaves the log in order, with the best so far as its plan, and is raised again.
+        KeyboardInterrupt, and SystemExit (SIGTERM), leave the log in order, with the best so far as its plan, and are
+        raised again.
         """
         # What stood in an earlier plan stays until something better is found.
         kept = {plan.key for plan in self.manifest.plan}
@@ -141,8 +142,8 @@ class Session:
                         self._report.show(self)
             if self.measured or not finished_before:
                 self._check_network()
-        except (KeyboardInterrupt, FleetError) as reason:
-            self.ended_by = "interrupted" if isinstance(reason, KeyboardInterrupt) else "no server is left"
+        except (KeyboardInterrupt, SystemExit, FleetError) as reason:
+            self.ended_by = "no server is left" if isinstance(reason, FleetError) else "interrupted"
             self._write(status="interrupted")
             raise
         finally:

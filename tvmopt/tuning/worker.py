@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tvmopt.machine import Machine
+    from tvmopt.nvcc import Code
     from tvmopt.runtime.peak import Peak
 
 # Seconds of one sample. Many short turns beat few long ones: on a shared machine whose speed doubled and halved
@@ -67,6 +68,14 @@ class Worker:
         self._kernels: dict[str, _Kernel] = {}
         self._machine = machine
         self._peak: Peak | None = None
+        # The GPU that kernels run on, once one did.
+        self._gpu: Any = None
+
+    def is_sound(self) -> bool:
+        """Whether the GPU still answers this process, which after a kernel's fault it never does again."""
+        from tvmopt.runtime.gpu import answers
+
+        return self._gpu is None or answers(self._gpu)
 
     def kernel(self, key: str, reference: str, baseline: str, spec: dict[str, Any]) -> float:
         """Takes up a kernel: its unscheduled module (what is right) and manual's; returns manual's seconds.
@@ -92,6 +101,7 @@ class Worker:
         if elsewhere:
             # Others' use of the cores does not count there.
             self._machine, kernel.device = None, self._device(target)
+            self._gpu = kernel.device if on_gpu else None
             kernel.arguments = [tvm.runtime.tensor(one.numpy(), kernel.device) for one in kernel.arguments]
         kernel.baseline = self._built(target, tvm.ir.load_json(baseline))
         problem = _problem(kernel, kernel.baseline)
@@ -177,22 +187,18 @@ class Worker:
         self._kernels[key].built.clear()
 
 
-def compile_kernel(target: Any, module: Any) -> Any:
-    """A kernel's module as TVM's executable, for a CPU or a GPU."""
+def compile_kernel(target: Any, module: Any, made: dict[str, Code] | None = None) -> Any:
+    """A kernel's module as TVM's executable, for a CPU or a GPU; of a GPU's, `made` gets what is compiled by now."""
     from tvmopt.graph import gpu_pipeline, host_pipeline
 
     if target.kind.name != "cuda":
         return host_pipeline.compile_kernels(module, target)
     from tvmopt.registry import write_kernels
 
-    return gpu_pipeline.compile_module(write_kernels(module), target)
+    return gpu_pipeline.compile_module(write_kernels(module), target, made=made)
 
 
 def _compile(target: Any, module: Any) -> Any:
-    if target.kind.name == "cuda":
-        from tvmopt.runtime.gpu import use_own_compiler
-
-        use_own_compiler()
     built = compile_kernel(target, module).jit()
     # Taking the function out is what makes LLVM generate code: part of building, not of measuring.
     built["main"]
@@ -283,7 +289,8 @@ def main() -> None:
     from tvmopt.machine import detect
 
     # TVM is loaded here, before the first request, so that no time limit counts it.
-    serve(Worker(detect(int(os.environ["TVM_NUM_THREADS"]))))
+    worker = Worker(detect(int(os.environ["TVM_NUM_THREADS"])))
+    serve(worker, worker.is_sound)
 
 
 if __name__ == "__main__":
