@@ -11,6 +11,7 @@ from tvmopt.compress.masked import Masked
 from tvmopt.compress.masks import block_mask, masks, pattern_mask
 from tvmopt.compress.methods import METHODS, check_sparsity, method_of
 from tvmopt.compress.pruning import prune
+from tvmopt.compress.size import layer_sizes
 from tvmopt.errors import ModelError, UsageError
 
 IMAGE = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -142,6 +143,19 @@ def test_attention_is_left_alone() -> None:
     assert list(chosen_layers(layer, method_of("unstructured"))) == ["linear1", "linear2"]
     with pytest.raises(ModelError, match="attention"):
         chosen_layers(layer, method_of("unstructured"), only=["self_attn.out_proj"])
+
+
+def test_what_attention_holds_is_listed_among_what_was_left_alone() -> None:
+    net = nn.Sequential(nn.TransformerEncoderLayer(32, 2, 64), nn.Embedding(5, 32), nn.ConvTranspose1d(4, 4, 3))
+    prune(net, "unstructured", 0.5, [], only=["0.linear1"])
+    zeros = {layer.name: layer.sparsity for layer in layer_sizes(net)}
+    assert list(zeros) == ["0.self_attn.in_proj_weight", "0.self_attn.out_proj", "0.linear1", "0.linear2", "1", "2"]
+    assert zeros.pop("0.linear1") == 0.5 and set(zeros.values()) == {0.0}
+    tied = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    tied[0].weight = tied[2].weight = tied[1].weight
+    # A layer is listed whoever else has its weight.
+    assert [layer.name for layer in layer_sizes(tied)] == ["1", "2"]
+    assert [layer.name for layer in layer_sizes(nn.Linear(2, 3))] == [""]
 
 
 def test_batch_norm_scales_are_those_behind_the_convolution() -> None:
