@@ -11,8 +11,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tvmopt.compress.layers import batch_norm_scales, layers_with_weights
+from tvmopt.compress.layers import layers_with_weights
 from tvmopt.compress.methods import Method
+from tvmopt.compress.norms import batch_norm_scales
 from tvmopt.errors import ModelError, TvmoptError, UsageError, one_line
 
 if TYPE_CHECKING:
