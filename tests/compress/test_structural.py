@@ -88,8 +88,11 @@ def test_resnet20_loses_half_of_every_layer() -> None:
     torch.manual_seed(0)
     net, image = resnet20().eval(), torch.randn(1, 3, 32, 32)
     wanted = net(image)
-    project_shortcuts(net)
-    torch.testing.assert_close(net(image), wanted)
+    projected = copy.deepcopy(net)
+    for _ in range(2):
+        project_shortcuts(projected)
+    torch.testing.assert_close(projected(image), wanted)
+    # What removes filters does that by itself.
     prune(net, "structural", 0.5, [image])
     assert sum(p.numel() for p in net.parameters()) == 68690 and net(image).shape == (1, 10)
 

@@ -34,17 +34,22 @@ def remove(
     """Removes the share `sparsities` of the filters and units of each layer from `module`, in place.
 
     The smallest by the method's norm go, summed over all layers that have to lose the same one. Of every layer at least
-    one stays. The last layer's outputs stay, and those of `skip`; with `only`, those of all others.
+    one stays. The last layer's outputs stay, and those of `skip`; with `only`, those of all others. The built-in
+    ResNet-20, whose shortcuts pad channels by a number, gets ones that can be cut first.
     Errors: `UsageError` for names that are no layers, `ModelError` where the network cannot be followed or does not
     run any more: shapes written as numbers in its forward, channels padded by hand, a concatenation flattened into a
     linear layer (whose columns Torch-Pruning 1.6 counts wrongly).
     """
     import torch
 
+    from tvmopt.models.resnet20 import project_shortcuts
+
     try:
         import torch_pruning as tp
     except ImportError as error:
         raise TvmoptError("structural removal needs Torch-Pruning: pip install 'tvmopt[prune]'") from error
+    # Before the layers are looked at: the projections are layers like others.
+    project_shortcuts(module)
     found = layers_with_weights(module)
     for name in (*only, *skip):
         if name not in found:
