@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tvmopt.compress.layers import layers_with_weights
 from tvmopt.compress.methods import Method
 from tvmopt.compress.norms import batch_norm_scales
+from tvmopt.compress.reshapes import make_pruner
 from tvmopt.errors import ModelError, TvmoptError, UsageError, one_line
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ def remove(
     one stays. The last layer's outputs stay, and those of `skip`; with `only`, those of all others. The built-in
     ResNet-20, whose shortcuts pad channels by a number, gets ones that can be cut first.
     Errors: `UsageError` for names that are no layers, `ModelError` where the network cannot be followed or does not
-    run any more: shapes written as numbers in its forward, channels padded by hand, a concatenation flattened into a
-    linear layer (whose columns Torch-Pruning 1.6 counts wrongly).
+    run any more: shapes written as numbers in its forward, channels padded by hand.
     """
     import torch
 
@@ -47,7 +47,7 @@ def remove(
     try:
         import torch_pruning as tp
     except ImportError as error:
-        raise TvmoptError("structural removal needs Torch-Pruning: pip install 'tvmopt[prune]'") from error
+        raise TvmoptError("structural removal needs Torch-Pruning: pip install torch-pruning") from error
     # Before the layers are looked at: the projections are layers like others.
     project_shortcuts(module)
     found = layers_with_weights(module)
@@ -73,11 +73,10 @@ def remove(
     ratios = {layer: _leaving_one(shares.get(name, overall), layer) for name, layer in found.items()}
     before = sum(parameter.numel() for parameter in module.parameters())
     try:
-        pruner = tp.pruner.BasePruner(
-            module, tuple(inputs), importance, pruning_ratio=overall, max_pruning_ratio=1.0,
-            pruning_ratio_dict=ratios, ignored_layers=[found[name] for name in kept],
-        )  # fmt: skip
-        pruner.step()
+        make_pruner(
+            module, inputs, importance, pruning_ratio=overall, max_pruning_ratio=1.0, pruning_ratio_dict=ratios,
+            ignored_layers=[found[name] for name in kept],
+        ).step()  # fmt: skip
     except Exception as error:
         raise ModelError(f"the network cannot be followed for removing filters ({one_line(error, 150)})") from error
     try:
