@@ -18,11 +18,11 @@ def mnist_cnn(files: Sequence[Path]) -> str:
     cells = {(cell["method"], cell["sparsity"]): cell for cell in recipe["cells"]}
     dense = recipe["dense"]
     behind, unmet = mnist_prune.worse(cells), mnist_prune.unmet(cells)
-    verdict = f"below the published one: {'; '.join(behind)}" if behind else "no figure is below the published one"
-    verdict += f". Rows that nothing of ours is as good as: {', '.join(unmet) or 'none'}"
+    verdict = f"Below the published figure: {'; '.join(behind) or 'none'}. "
+    verdict += f"Figures that nothing of ours is as good as: {', '.join(unmet) or 'none'}"
     said = (
         f"`{commands.of_recipe(document)}`: before pruning top-1 {dense['top1']:.2%}, {dense['params']:,} parameters, "
-        f"{dense['bytes'] / 2**20:.2f} MiB. After an epoch, and after two, {verdict}."
+        f"{dense['bytes'] / 2**20:.2f} MiB. {verdict}."
     )
     return "\n\n".join([_lines(mnist_prune.table(cells, dense["bytes"])), said])
 

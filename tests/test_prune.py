@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from bench.cases import Case
 from bench.worker import Session
+from tvmopt.compress import saved
+from tvmopt.compress.summary import summary
 from tvmopt.errors import ModelError, TvmoptError
 from tvmopt.model import load_model
+from tvmopt.models.resnet20 import resnet20
 from tvmopt.options import BuildOptions, run
-from tvmopt.prune import Settings, main, prune_model, summary
+from tvmopt.prune import Settings, main, parser, prune_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +59,24 @@ def test_a_scan_alone_and_by_sensitivity(capsys: pytest.CaptureFixture[str]) -> 
     assert load_model("digits_cnn").module.state_dict().keys() == pruned.module.state_dict().keys()
 
 
+def test_a_pattern_is_pruned_after_its_scan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--method", "2:4", "--sensitivity", "--limit", "100"]
+    assert main([*arguments, "-o", str(tmp_path / "x.pt2")]) == 0
+    assert "held-back images" in capsys.readouterr().out
+    record = saved.read(load_model(str(tmp_path / "x.pt2")).extra)
+    assert record is not None and record.sparsity == record.layers["hidden"] == 0.5
+    # Without a file to write it is a scan alone.
+    assert main(arguments) == 0 and "all parameters" not in capsys.readouterr().out
+
+
+def test_rounds_and_their_end_are_those_asked_for() -> None:
+    schedule = Settings("block", 0.5, schedule="iterative", epochs=4, rounds=2, prune_until=0.25).when()
+    assert (schedule.rounds, schedule.settled) == (2, 0.25)
+    assert Settings("block", 0.5, schedule="constant", prune_every=7).when().every == 7
+    # A default that leaves training to the full sparsity, however many epochs there are.
+    assert Settings("block", 0.5, schedule="iterative", epochs=20).when().settled == pytest.approx(2 / 3)
+
+
 def test_zeros_spread_by_the_size_of_layers(capsys: pytest.CaptureFixture[str]) -> None:
     pruned = prune_model(load_model("digits_cnn"), Settings("block", 0.8, limit=20, allocation="erdos-renyi"))
     assert pruned is not None
@@ -68,7 +93,7 @@ def test_zeros_spread_by_the_size_of_layers(capsys: pytest.CaptureFixture[str]) 
 def test_what_is_cut_out_is_said() -> None:
     pruned = prune_model(load_model("digits_cnn"), Settings("structural-l2", 0.5, dataset="digits"))
     assert pruned is not None
-    assert "parameters: 38,474 -> 9,898 (74.3% removed)" in summary(pruned)
+    assert "parameters: 38,474 -> 9,898 (74.3% removed)" in summary(pruned.layers, pruned.before, pruned.after, {})
     # The model that was given is left as it was.
     assert pruned.before.params == 38474
 
@@ -86,6 +111,17 @@ def test_what_is_cut_out_is_said() -> None:
         (["--method", "block", "--sparsity", "0.9", "--layers", "hiden"], "did you mean hidden"),
         (["--method", "unit", "--sparsity", "0.9", "--layers", "conv1.0"], "take filter-l2"),
         (["--method", "block", "--sparsity", "0.5", "--schedule", "polynomial"], "give --finetune-epochs"),
+        (["--method", "block", "--sensitivity"], "give --sparsity too, or leave -o out"),
+        (["--method", "global", "--sparsity", "0.5", "--sensitivity"], "take --method unstructured"),
+        (["--method", "global", "--sparsity", "0.5", "--allocation", "erdos-renyi"], "one threshold for all"),
+        (["--method", "2:4", "--sparsity", "0.5", "--allocation", "erdos-renyi"], "2:4 is always 0.5"),
+        (["--method", "block", "--sparsity", "0.5", "--rounds", "3"], "--rounds is for --schedule iterative"),
+        (["--method", "block", "--sparsity", "0.5", "--prune-every", "3"], "for --schedule constant or polynomial"),
+        (["--method", "block", "--sparsity", "0.5", "--schedule", "constant", "--prune-until", "0.5"], "not constant"),
+        (["--method", "block", "--sparsity", "0.5", "--schedule", "iterative", "--finetune-epochs", "1",
+          "--prune-until", "1.5"], "--prune-until 1.5: a share of training"),
+        (["--method", "structural", "--sparsity", "0.5", "--schedule", "iterative", "--finetune-epochs", "1"],
+         "cuts at once"),
         (["--method", "block", "--sparsity", "0.5", "--distill"], "give --finetune-epochs"),
         (["resnet20", "--method", "block", "--sparsity", "0.5", "--finetune-epochs", "1"], "give --dataset"),
         (["resnet20", "--method", "2:4", "--weights", "digits"], "weights digits"),
@@ -111,3 +147,39 @@ def test_a_checkpoint_that_does_not_fit_and_a_program_are_refused(tmp_path: Path
             main(["--method", "2:4", "-o", str(tmp_path / output)])
     with pytest.raises(TvmoptError, match="give -o"):
         main(["--method", "2:4"])
+
+
+def _examples() -> list[list[str]]:
+    """The arguments of every example in the help."""
+    _, _, examples = str(parser().epilog).partition("examples:\n")
+    return [shlex.split(line.partition("tvmopt.prune ")[2]) for line in examples.splitlines()]
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the files that the help's examples name, made up."""
+    torch.manual_seed(0)
+    torch.save(resnet20().state_dict(), tmp_path / "resnet20.th")
+    for split, label, number in itertools.product(("train", "test"), "ab", range(71)):
+        path = tmp_path / "images" / split / label / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (number, 255 if label == "a" else 0, 0)).save(path)
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "data" / "cifar10-jpeg.tar.xz", "w:xz") as packed:
+        packed.add(tmp_path / "images", "images")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("arguments", _examples(), ids=" ".join)
+def test_the_examples_of_the_help_run(
+    arguments: list[str], stand_ins: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What is said last counts: fewer images and epochs, and small ones where they are large.
+    less = ["--limit", "142", "--finetune-epochs", "1" if "--finetune-epochs" in arguments else "0"]
+    if any(argument.startswith("torchvision:") for argument in arguments):
+        less += ["--input-shape", "3,64,64"]
+    assert run(main, [*arguments, *less]) == 0, capsys.readouterr().err
+    if "-o" in arguments:
+        load_model(str(stand_ins / arguments[arguments.index("-o") + 1]))
+    assert capsys.readouterr().out

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.compress.allocation import KINDS as ALLOCATIONS
+from tvmopt.compress.schedule import KINDS as SCHEDULES
+from tvmopt.compress.settings import Settings, check
 from tvmopt.errors import ModelError, OutputError, UsageError
 from tvmopt.options import add_build_options, build_options, make_parser, names, positive_int, run
 
@@ -18,36 +20,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tvmopt.compress.saved import Record
+    from tvmopt.compress.sensitivity import Scan
     from tvmopt.compress.size import Layer, Size
     from tvmopt.data import Dataset
     from tvmopt.model import Model
 
 _LEFT_OUT = ("target", "arch", "dtype", "strategy", "schedules", "log-dir", "dump-ir", "cuda-graphs", "fast-math")
-_SCHEDULES = ("one-shot", "constant", "polynomial", "iterative")
 # Held back from fine-tuning: a tenth of the training images, at most so many, and for a scan at most so many.
 _HELD_BACK, _SCANNED = 5000, 2000
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to prune and how. sparsity: None for an N:M pattern, or for a scan alone. output: None writes nothing."""
-
-    method: str
-    sparsity: float | None = None
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    schedule: str = "one-shot"
-    epochs: int = 0
-    lr: float = 1e-3
-    seed: int = 0
-    dataset: str | None = None
-    data_dir: str | None = None
-    limit: int | None = None
-    sensitivity: bool = False
-    allocation: str = "uniform"
-    bfloat16: bool = False
-    distill: bool = False
-    output: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -68,15 +48,10 @@ def prune_model(model: Model, settings: Settings, say: Any = print) -> Pruned | 
     Errors: `UsageError`, `ModelError`, `DataError`, `OutputError`, one line each.
     """
     from tvmopt.compress import saved
-    from tvmopt.compress.methods import check_sparsity, method_of
     from tvmopt.compress.pruning import Finetuning, prune
-    from tvmopt.compress.schedule import Schedule
     from tvmopt.compress.size import layer_sizes, size_of
 
-    method = method_of(settings.method)
-    scan_alone = settings.sensitivity and settings.sparsity is None and method.fixed_sparsity is None
-    if not scan_alone:
-        check_sparsity(method, settings.sparsity)
+    method = check(settings)
     _check_module(model)
     test, training, held_back = _datasets(model, settings)
     module = copy.deepcopy(model.module)
@@ -84,16 +59,19 @@ def prune_model(model: Model, settings: Settings, say: Any = print) -> Pruned | 
     scores.take("before", module)
     sparsity: float | Mapping[str, float] | None = settings.sparsity
     if settings.sensitivity:
-        sparsity = _by_sensitivity(model, settings, held_back, say)
-        if sparsity is None:
+        found = _scan(model, settings, held_back, say)
+        if settings.scan_alone:
             return None
+        # An N:M pattern is the same in every layer, whatever the scan says.
+        if method.fixed_sparsity is None:
+            sparsity = _by_sensitivity(model, settings, found)
     elif settings.allocation != "uniform":
         sparsity = _by_size(model, settings)
     finetuning = None
     if settings.epochs:
         assert training is not None
         finetuning = Finetuning(
-            training, settings.epochs, Schedule(settings.schedule, rounds=settings.epochs), settings.lr,
+            training, settings.epochs, settings.when(), settings.lr,
             seed=settings.seed, validation=held_back, bfloat16=settings.bfloat16,
             teacher=model.module if settings.distill else None,
             progress=lambda epoch: say(
@@ -154,13 +132,11 @@ def _datasets(model: Model, settings: Settings) -> tuple[Dataset | None, Dataset
     return test, *hold_back(whole, max(1, min(_HELD_BACK, len(whole) // 10)), settings.seed)
 
 
-def _by_sensitivity(
-    model: Model, settings: Settings, held_back: Dataset | None, say: Any
-) -> Mapping[str, float] | None:
-    """Prints the scan; returns the sparsities that follow from it for the one asked for, None where none was."""
+def _scan(model: Model, settings: Settings, held_back: Dataset | None, say: Any) -> Scan:
+    """Scans, and prints what was found."""
     from tvmopt.compress import sensitivity
     from tvmopt.compress.methods import method_of
-    from tvmopt.compress.size import layer_sizes
+    from tvmopt.compress.summary import aligned
     from tvmopt.training.loop import evaluate
     from tvmopt.training.split import hold_back
 
@@ -176,8 +152,14 @@ def _by_sensitivity(
     lines += [[name, *(f"{line[share]:.2%}" for share in shares)] for name, line in found.items()]
     for text in aligned(lines):
         say(text)
-    if settings.sparsity is None:
-        return None
+    return found
+
+
+def _by_sensitivity(model: Model, settings: Settings, found: Scan) -> Mapping[str, float]:
+    from tvmopt.compress import sensitivity
+    from tvmopt.compress.size import layer_sizes
+
+    assert settings.sparsity is not None
     params = {layer.name: layer.params for layer in layer_sizes(model.module)}
     return sensitivity.allocate(found, params, settings.sparsity)
 
@@ -190,40 +172,6 @@ def _by_size(model: Model, settings: Settings) -> Mapping[str, float]:
     assert settings.sparsity is not None
     chosen = chosen_layers(model.module, method_of(settings.method), settings.only, settings.skip)
     return erdos_renyi({name: tuple(layer.weight.shape) for name, layer in chosen.items()}, settings.sparsity)
-
-
-def summary(pruned: Pruned) -> list[str]:
-    """The lines that say what was reached: layer by layer, overall, accuracy, sizes."""
-    rows = [["layer", "shape", "weights", "zeros"]]
-    rows += [
-        [layer.name, "x".join(map(str, layer.shape)), f"{layer.params:,}", f"{layer.sparsity:.1%}"]
-        for layer in pruned.layers
-    ]
-    before, after = pruned.before, pruned.after
-    rows.append(["all parameters", "", f"{after.params:,}", f"{after.sparsity:.1%}"])
-    lines = aligned(rows)
-    if after.params != before.params:
-        removed = 1 - after.params / before.params
-        lines.append(f"parameters: {before.params:,} -> {after.params:,} ({removed:.1%} removed)")
-    if pruned.record.accuracy:
-        words = {"before": "before", "pruned": "pruned, not yet fine-tuned", "after": "after"}
-        lines.append("top-1: " + ", ".join(f"{words[at]} {top1:.2%}" for at, top1 in pruned.record.accuracy.items()))
-    lines.append(
-        f"size: dense {before.dense_bytes:,} -> {after.dense_bytes:,} bytes, compressed sparse "
-        f"{before.compressed_bytes:,} -> {after.compressed_bytes:,}, zipped {before.zipped_bytes:,} -> "
-        f"{after.zipped_bytes:,} ({before.zipped_bytes / after.zipped_bytes:.2f}x smaller)"
-    )
-    return lines
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns under each other, the first set left and the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    texts = [
-        [row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))]
-        for row in rows
-    ]
-    return ["  ".join(row).rstrip() for row in texts]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -255,7 +203,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("-o", "--output", type=Path, metavar="FILE.pt2", help="the file to write")
     group = made.add_argument_group("fine-tuning and data")
     group.add_argument("--finetune-epochs", type=int, default=0, metavar="N", help="passes over the training images")
-    group.add_argument("--schedule", choices=_SCHEDULES, default="one-shot", help="when the weights go")
+    group.add_argument("--schedule", choices=SCHEDULES, default="one-shot", help="when the weights go")
+    group.add_argument("--rounds", type=positive_int, metavar="N", help="of iterative: rounds of pruning; by default 3")
+    group.add_argument("--prune-until", type=float, metavar="F",
+                       help="of polynomial and iterative: the share of training after which all that goes is gone; by "
+                       "default 0.5, and the start of the last of equal rounds")  # fmt: skip
+    group.add_argument("--prune-every", type=positive_int, metavar="N",
+                       help="of constant and polynomial: steps from choice to choice; by default 50")  # fmt: skip
     group.add_argument("--lr", type=float, default=1e-3, help="the largest learning rate")
     group.add_argument("--seed", type=int, default=0, help="of the order of the images")
     group.add_argument("--distill", action="store_true",
@@ -272,37 +226,27 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prunes, writes, and says what was reached."""
     args = parser().parse_args(argv)
-    if args.finetune_epochs < 0 or not args.lr > 0:
-        raise UsageError("--finetune-epochs must not be negative, and --lr must be positive")
-    if args.schedule in ("polynomial", "iterative") and not args.finetune_epochs:
-        raise UsageError(f"--schedule {args.schedule} prunes while training: give --finetune-epochs")
-    if args.distill and not args.finetune_epochs:
-        raise UsageError("--distill is a way to fine-tune: give --finetune-epochs")
-    if args.output is None and not (args.sensitivity and args.sparsity is None):
-        raise UsageError("give -o FILE.pt2, the file to write")
-    if args.allocation != "uniform" and (args.sensitivity or args.sparsity is None):
-        raise UsageError(f"--allocation {args.allocation} spreads --sparsity over the layers: give one, and no scan")
-    if args.output is not None:
-        _check_output(args.output)
-    options = build_options(args)
     settings = Settings(
         args.method, args.sparsity, args.layers, args.skip, args.schedule, args.finetune_epochs, args.lr, args.seed,
         args.dataset, args.data_dir, args.limit, args.sensitivity, args.allocation, args.bfloat16, args.distill,
-        args.output,
+        args.output, args.rounds, args.prune_until, args.prune_every,
     )  # fmt: skip
-    from tvmopt.compress.methods import check_sparsity, method_of
+    # What can be told at once is told before the model is loaded.
+    method = check(settings)
+    if settings.output is not None:
+        _check_output(settings.output)
+    elif not settings.scan_alone:
+        raise UsageError("give -o FILE.pt2, the file to write")
+    from tvmopt.compress.summary import summary
     from tvmopt.machine import available_cores, configure_threads
 
-    # What can be told at once is told before the model is loaded.
-    method = method_of(settings.method)
-    if settings.sparsity is not None or not settings.sensitivity:
-        check_sparsity(method, settings.sparsity)
+    options = build_options(args)
     model = options.load(args.model)
     configure_threads(options.threads or available_cores())
     pruned = prune_model(model, settings)
     if pruned is None:
         return 0
-    print("\n".join(summary(pruned)))
+    print("\n".join(summary(pruned.layers, pruned.before, pruned.after, pruned.record.accuracy)))
     print(f"{args.output}: {args.model} by {method.name}, {args.output.stat().st_size:,} bytes", file=sys.stderr)
     return 0
 

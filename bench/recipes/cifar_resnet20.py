@@ -95,7 +95,6 @@ def _finetune(settings: Settings, root: Path, images: str, folder: Path, made: M
     from tvmopt.compress import saved
     from tvmopt.data import load_dataset
     from tvmopt.model import load_model
-    from tvmopt.models.resnet20 import ResNet20, project_shortcuts
     from tvmopt.training.loop import evaluate, train
     from tvmopt.training.split import hold_back
 
@@ -120,9 +119,6 @@ def _finetune(settings: Settings, root: Path, images: str, folder: Path, made: M
             by_layer = _allocate(adapted)
             say("sparsity by layer: " + ", ".join(f"{layer} {share:.0%}" for layer, share in by_layer.items()))
             shares = by_layer
-        if method == "structural-l2":
-            assert isinstance(module, ResNet20)
-            project_shortcuts(module)
         say(f"{name}:")
         how = {"checkpoint": folder / f"{made[name].stem}.ckpt", "teacher": adapted, **common}
         best = _finetune_one(module, method, shares, public.example_inputs, training, how)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from tvmopt.compress.layers import batch_norm_scales, chosen_layers
+from tvmopt.compress.layers import chosen_layers
 from tvmopt.compress.masked import Masked
 from tvmopt.compress.masks import block_mask, masks, pattern_mask
 from tvmopt.compress.methods import METHODS, check_sparsity, method_of
+from tvmopt.compress.norms import batch_norm_scales, norms_behind
 from tvmopt.compress.pruning import prune
+from tvmopt.compress.size import layer_sizes
 from tvmopt.errors import ModelError, UsageError
 
 IMAGE = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -144,6 +148,19 @@ def test_attention_is_left_alone() -> None:
         chosen_layers(layer, method_of("unstructured"), only=["self_attn.out_proj"])
 
 
+def test_what_attention_holds_is_listed_among_what_was_left_alone() -> None:
+    net = nn.Sequential(nn.TransformerEncoderLayer(32, 2, 64), nn.Embedding(5, 32), nn.ConvTranspose1d(4, 4, 3))
+    prune(net, "unstructured", 0.5, [], only=["0.linear1"])
+    zeros = {layer.name: layer.sparsity for layer in layer_sizes(net)}
+    assert list(zeros) == ["0.self_attn.in_proj_weight", "0.self_attn.out_proj", "0.linear1", "0.linear2", "1", "2"]
+    assert zeros.pop("0.linear1") == 0.5 and set(zeros.values()) == {0.0}
+    tied = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    tied[0].weight = tied[2].weight = tied[1].weight
+    # A layer is listed whoever else has its weight.
+    assert [layer.name for layer in layer_sizes(tied)] == ["1", "2"]
+    assert [layer.name for layer in layer_sizes(nn.Linear(2, 3))] == [""]
+
+
 def test_batch_norm_scales_are_those_behind_the_convolution() -> None:
     net = network()
     net[1].weight.data = torch.arange(32.0) - 16
@@ -181,3 +198,76 @@ def test_every_method_leaves_a_network_that_runs(name: str) -> None:
     assert net(IMAGE).shape == (2, 10)
     kept = sum(int(p.count_nonzero()) for p in net.parameters())
     assert kept < 0.95 * before
+
+
+class Parting(nn.Module):
+    """Of its convolutions one feeds more than its batch norm, and two share one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.parted, self.left, self.right = (nn.Conv2d(16, 16, 1) for _ in range(4))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norms[0](self.plain(x)))
+        y = self.parted(x)
+        x = self.norms[1](y) + y
+        return self.norms[2](self.left(x)) + self.norms[2](self.right(x))
+
+
+def test_a_masked_filter_takes_its_batch_norm_unless_something_else_reads_it() -> None:
+    net = Parting()
+    for norm in net.norms:
+        nn.init.ones_(norm.bias)
+    behind = norms_behind(net, ["plain", "parted", "left", "right"], [IMAGE])
+    assert {name: found.norm is net.norms[0] for name, found in behind.items() if found.alone} == {"plain": True}
+    assert behind["parted"].norm is net.norms[1]
+    prune(net, "filter-l2", 0.5, [IMAGE])
+    gone = net.plain.weight.flatten(1).abs().sum(1) == 0
+    assert gone.sum() == 8
+    assert torch.equal(net.norms[0].weight == 0, gone) and torch.equal(net.norms[0].bias == 0, gone)
+    for norm in net.norms[1:]:
+        assert bool((norm.weight == 1).all() and (norm.bias == 1).all())
+
+
+@pytest.mark.parametrize("name", ["filter-l1", "filter-l2", "filter-bn"])
+def test_a_network_with_masked_filters_computes_what_one_without_them_does(name: str) -> None:
+    """Also after training under the masks, in which the batch norm behind would go on giving a constant."""
+    tp = pytest.importorskip("torch_pruning")
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 8, 3), nn.BatchNorm2d(8),
+        nn.Flatten(), nn.Linear(288, 10),
+    )  # fmt: skip
+    for norm in (net[1], net[4]):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    masked = Masked(net, method_of(name), [IMAGE], only=["0", "3"])
+    masked.prune(0.5)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(IMAGE).square().mean().backward()
+        optimizer.step()
+    masked.bake()
+    small = copy.deepcopy(net).eval()
+    graph = tp.DependencyGraph().build_dependency(small, (IMAGE,))
+    for at in ("0", "3"):
+        layer = small.get_submodule(at)
+        gone = (layer.weight.flatten(1).abs().sum(1) == 0).nonzero().flatten().tolist()
+        assert len(gone) == len(layer.weight) // 2
+        graph.get_pruning_group(layer, tp.prune_conv_out_channels, gone).prune()
+    assert small[4].num_features == 4
+    torch.testing.assert_close(small(IMAGE), net.eval()(IMAGE), rtol=1e-4, atol=1e-5)
+
+
+def test_a_filter_that_comes_back_has_its_batch_norm_back() -> None:
+    net = network()
+    scale = net[1].weight.detach().clone().uniform_(1, 2)
+    net[1].weight.data = scale.clone()
+    masked = Masked(net, method_of("filter-bn"), [IMAGE], only=["0"])
+    for share in (0.9, 0.5):
+        masked.prune(share)
+    masked.bake()
+    assert torch.equal(net[1].weight != 0, scale >= scale.median().nextafter(torch.tensor(9.0)))
+    torch.testing.assert_close(net[1].weight[net[1].weight != 0], scale[net[1].weight != 0])

@@ -36,6 +36,44 @@ def test_the_file_is_a_model_and_says_how_it_was_pruned(method: str, sparsity: f
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_zeros_take_no_place_on_disk_and_torch_reads_the_file(tmp_path: Path) -> None:
+    model, sizes = load_model("digits_cnn"), []
+    for number, share in enumerate((0.0, 0.5, 0.9)):
+        module, path = copy.deepcopy(model.module), tmp_path / f"{number}.pt2"
+        prune(module, "unstructured", share, model.example_inputs)
+        saved.save(module, model.example_inputs, path, saved.record_of(module, "unstructured", share, {}, 38474))
+        sizes.append(path.stat().st_size)
+        program = torch.export.load(path)
+        assert torch.equal(program.state_dict["hidden.weight"], module.get_submodule("hidden").weight)
+        plain = tmp_path / "plain.pt2"
+        torch.export.save(torch.export.export(module, model.example_inputs), plain)
+        assert sizes[-1] < plain.stat().st_size
+    assert sizes[2] < 0.6 * sizes[1] < 0.6 * sizes[0]
+
+
+def test_files_of_before_that_are_not_deflated_load(tmp_path: Path) -> None:
+    model, path = load_model("digits_cnn"), tmp_path / "old.pt2"
+    old = {"format": 1, "method": "block-16x1", "sparsity": 0.5, "overall_sparsity": 0.4, "layers": {"hidden": 0.5},
+           "accuracy": {}, "dense_params": 1, "masks": {}}  # fmt: skip
+    program = torch.export.export(model.module, model.example_inputs)
+    torch.export.save(program, path, extra_files={saved.FILE: json.dumps(old)})
+    record = saved.read(load_model(str(path)).extra)
+    assert record is not None and record.layers == {"hidden": 0.5}
+
+
+def test_a_masked_filter_is_saved_with_its_batch_norm(tmp_path: Path) -> None:
+    model, path = load_model("digits_cnn"), tmp_path / "filters.pt2"
+    module = copy.deepcopy(model.module)
+    prune(module, "filter-l2", 0.5, model.example_inputs, only=["conv2.0"])
+    norm = next(one for name, one in module.named_modules() if name == "conv2.1")
+    saved.save(module, model.example_inputs, path, saved.record_of(module, "filter-l2", 0.5, {}, 38474))
+    loaded = load_model(str(path))
+    torch.testing.assert_close(loaded.module(*model.example_inputs), module(*model.example_inputs))
+    record = saved.read(loaded.extra)
+    assert record is not None and set(record.masks) == {"conv2.0", "conv2.1"}
+    assert torch.equal(record.masks["conv2.1"], norm.weight != 0) and int(record.masks["conv2.1"].sum()) == 16
+
+
 def test_a_smaller_network_comes_back_whole(tmp_path: Path) -> None:
     model, path = load_model("digits_cnn"), tmp_path / "small.pt2"
     module = copy.deepcopy(model.module)

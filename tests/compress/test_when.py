@@ -40,8 +40,18 @@ def test_sparsity_over_steps() -> None:
     assert cubic[20] == pytest.approx(0.8 + (0 - 0.8) * (1 - 20 / 50) ** 3)
     rounds = points(Schedule("iterative", rounds=3), 0.875, 9)
     assert list(rounds) == [0, 3, 6] and list(rounds.values()) == pytest.approx([0.5, 0.75, 0.875])
+    early = points(Schedule("iterative", rounds=3, end=0.4), 0.875, 10)
+    assert list(early) == [0, 2, 4] and early[4] == pytest.approx(0.875)
     with pytest.raises(UsageError, match="unknown schedule"):
         Schedule("sometimes")
+
+
+@pytest.mark.parametrize("kind", ["one-shot", "constant", "polynomial", "iterative"])
+@pytest.mark.parametrize("end", [None, 0.01, 0.5, 1.0])
+def test_the_last_masks_have_the_whole_sparsity(kind: str, end: float | None) -> None:
+    for steps in (1, 2, 3, 7, 51, 100):
+        found = points(Schedule(kind, every=10, end=end), 0.8, steps)
+        assert found[max(found)] == pytest.approx(0.8) and list(found.values()) == sorted(found.values())
 
 
 @pytest.mark.parametrize("kind", ["one-shot", "constant", "polynomial", "iterative"])

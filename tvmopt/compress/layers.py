@@ -10,7 +10,7 @@ from tvmopt.compress.methods import Method, is_stem, objection
 from tvmopt.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 def layers_with_weights(module: nn.Module) -> dict[str, Any]:
@@ -64,47 +64,3 @@ def chosen_layers(
                     if objection(method, layer)), "all are left out")  # fmt: skip
         raise ModelError(f"no layer of the model can be pruned by {method.name} ({why})")
     return chosen
-
-
-def batch_norm_scales(module: nn.Module, names: Sequence[str], inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Convolution -> |gamma| (outputs,) of the batch norm that takes its output, seen in one run on `inputs`.
-
-    Errors: `ModelError` for a convolution whose output no batch norm takes.
-    """
-    import torch
-    from torch import nn
-
-    layers = dict(module.named_modules())
-    producer: dict[int, str] = {}
-    scales: dict[str, Tensor] = {}
-    # Outputs are kept alive, so that no two have the same id.
-    alive: list[Any] = []
-
-    def convolved(name: str) -> Any:
-        def hook(_: Any, __: Any, output: Any) -> None:
-            alive.append(output)
-            producer[id(output)] = name
-
-        return hook
-
-    def normed(layer: Any, arguments: Any) -> None:
-        name = producer.get(id(arguments[0]))
-        if name is not None and layer.weight is not None:
-            scales[name] = layer.weight.detach().abs()
-
-    handles = [layers[name].register_forward_hook(convolved(name)) for name in names]
-    norms = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
-    handles += [one.register_forward_pre_hook(normed) for one in norms]
-    training = module.training
-    try:
-        module.eval()
-        with torch.no_grad():
-            module(*inputs)
-    finally:
-        module.train(training)
-        for handle in handles:
-            handle.remove()
-    missing = [name for name in names if name not in scales]
-    if missing:
-        raise ModelError(f"layer {missing[0]} can't be pruned by batch-norm scale: no batch norm takes its output")
-    return scales

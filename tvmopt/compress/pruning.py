@@ -11,6 +11,7 @@ from tvmopt.compress.masked import Masked
 from tvmopt.compress.methods import check_sparsity, method_of
 from tvmopt.compress.schedule import Schedule
 from tvmopt.compress.structural import remove
+from tvmopt.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,6 +59,8 @@ def prune(
     method = method_of(method_name)
     shares = sparsity if isinstance(sparsity, Mapping) else check_sparsity(method, sparsity)
     if isinstance(shares, Mapping):
+        if method.name == "unstructured-global":
+            raise UsageError(f"{method.name} has one threshold for all layers: give one sparsity, or take unstructured")
         for share in shares.values():
             check_sparsity(method, share)
     masked: Masked | None = None

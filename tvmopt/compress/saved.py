@@ -1,13 +1,16 @@
 """A pruned network as an exported program (.pt2) that says how it was pruned.
 
 Beside the program, the archive holds one JSON text, `tvmopt_pruning.json`: method, sparsity, each layer's share of
-zeros, the masks (bits, deflated, base64), and the accuracies that were measured.
+zeros, the masks (bits, deflated, base64), and the accuracies that were measured. All records of the archive are
+deflated, so that zeros take next to no place on disk; torch.export.load reads them as it does those that are not.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import json
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,10 +33,11 @@ class Record:
     """How a network was pruned.
 
     method: its full name. sparsity: what was asked for, in 0..1: of the layers that were pruned, or the share of
-    filters removed. overall: share of zeros among all parameters. layers: name -> its share of zeros, layers left
-    alone included. masks: name -> bool tensor of the weight's shape, True where a weight stays. accuracy: top-1 in
-    0..1, "before" any pruning and "after" all of it. dense_params: how many parameters there were before. one_shot:
-    what it can be made from again (one_shot.py), where it can.
+    filters removed. overall: share of zeros among all parameters. layers: name -> its share of zeros, what was left
+    alone included (size.py). masks: name -> bool tensor of the weight's shape, True where a weight stays; of a batch
+    norm (outputs,), True where it gives more than zeros. accuracy: top-1 in 0..1, "before" any pruning and "after" all
+    of it. dense_params: how many parameters there were before. one_shot: what it can be made from again (one_shot.py),
+    where it can.
     """
 
     method: str
@@ -50,11 +54,18 @@ def record_of(
     module: nn.Module, method: str, sparsity: float, accuracy: Mapping[str, float], dense_params: int
 ) -> Record:
     """The record of a pruned `module` without masks on it; its zeros are the masks."""
+    from torch import nn
+
     masks = {
         name: layer.weight.detach() != 0
         for name, layer in layers_with_weights(module).items()
         if not bool((layer.weight != 0).all())
     }
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.weight is not None:
+            stays = (part.weight.detach() != 0) | (part.bias.detach() != 0)
+            if not bool(stays.all()):
+                masks[name] = stays
     layers = {layer.name: layer.sparsity for layer in layer_sizes(module)}
     return Record(method, sparsity, size_of(module).sparsity, layers, masks, dict(accuracy), dense_params)
 
@@ -80,13 +91,25 @@ def save(module: nn.Module, inputs: Sequence[Tensor], path: Path, record: Record
     except Exception as error:
         raise ModelError(f"torch.export does not take the pruned model ({one_line(error, 150)})") from error
     partial = path.with_name(f".{path.stem}.{os.getpid()}.pt2")
+    archive = io.BytesIO()
+    torch.export.save(program, archive, extra_files={FILE: json.dumps(content)})
     try:
-        torch.export.save(program, partial, extra_files={FILE: json.dumps(content)})
+        _deflate(archive, partial)
         partial.replace(path)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise OutputError(f"{path} cannot be written: {one_line(error, 150)}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _deflate(archive: io.BytesIO, path: Path) -> None:
+    """Writes the archive, whose records torch stores as they are, with each of them deflated."""
+    with zipfile.ZipFile(archive) as stored, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as deflated:
+        for name in stored.namelist():
+            # An entry made by its name alone has no time: the same network gives the same file.
+            entry = zipfile.ZipInfo(name)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            deflated.writestr(entry, stored.read(name))
 
 
 def read(extra: Mapping[str, Any]) -> Record | None:

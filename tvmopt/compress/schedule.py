@@ -17,18 +17,21 @@ class Schedule:
     constant     all at once, and every `every` steps the masks are chosen anew
     polynomial   s (1 - (1 - t/T)^3), chosen anew every `every` steps until T, `end` of all steps; then the masks stay
                  (Zhu and Gupta, 2017, "To prune, or not to prune", from sparsity 0)
-    iterative    in `rounds` equal rounds the same share of what is left is pruned, and trained (Han et al., 2015)
+    iterative    in `rounds` rounds the same share of what is left is pruned, and trained; the last begins at `end` of
+                 all steps (Han et al., 2015)
+
+    end: in (0, 1]; None is 0.5 for polynomial, and for iterative what makes all rounds equally long.
     """
 
     kind: str = "one-shot"
     every: int = 50
-    end: float = 0.5
+    end: float | None = None
     rounds: int = 3
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UsageError(f"unknown schedule {self.kind!r}: choose one of {', '.join(KINDS)}")
-        if self.every < 1 or self.rounds < 1 or not 0 < self.end <= 1:
+        if self.every < 1 or self.rounds < 1 or not (self.end is None or 0 < self.end <= 1):
             raise UsageError("a schedule's interval and rounds must be at least 1, and its end in (0, 1]")
 
     @property
@@ -39,7 +42,11 @@ class Schedule:
     @property
     def settled(self) -> float:
         """The share of all steps after which the sparsity is the final one."""
-        return {"polynomial": self.end, "iterative": (self.rounds - 1) / self.rounds}.get(self.kind, 0.0)
+        if not self.grows:
+            return 0.0
+        if self.end is not None:
+            return self.end
+        return 0.5 if self.kind == "polynomial" else (self.rounds - 1) / self.rounds
 
     def sparsity(self, final: float, step: int, steps: int) -> float | None:
         """The sparsity to choose masks for before `step` of `steps`; None: the masks stay as they are."""
@@ -48,12 +55,15 @@ class Schedule:
         if self.kind == "constant":
             return final if step % self.every == 0 else None
         if self.kind == "iterative":
-            rounds = min(self.rounds, steps)
-            number = step * rounds // steps
-            if step and (step - 1) * rounds // steps == number:
-                return None
-            return 1 - (1 - final) ** ((number + 1) / rounds)
-        last = max(1, round(self.end * steps))
-        if step > last or (step % self.every and step != last):
-            return None
-        return final * (1 - (1 - step / last) ** 3)
+            part = self.settled / max(self.rounds - 1, 1)
+            begun = [number for number in range(self.rounds) if self._step_at(number * part, steps) == step]
+            return 1 - (1 - final) ** ((begun[-1] + 1) / self.rounds) if begun else None
+        last = self._step_at(self.settled, steps)
+        if step == last:
+            return final
+        return None if step > last or step % self.every else final * (1 - (1 - step / last) ** 3)
+
+    @staticmethod
+    def _step_at(share: float, steps: int) -> int:
+        """The step before which `share` of all is done; at the end the last one, so that no sparsity comes too late."""
+        return min(round(share * steps), steps - 1)

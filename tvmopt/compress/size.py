@@ -32,7 +32,8 @@ class Size:
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight: its layer's name, shape, number of values, and how many are not zero."""
+    """One weight: the name of its layer, or its own where it is not the weight of one, its shape, number of values, and
+    how many are not zero."""
 
     name: str
     shape: tuple[int, ...]
@@ -62,10 +63,22 @@ def size_of(module: nn.Module) -> Size:
 
 
 def layer_sizes(module: nn.Module) -> list[Layer]:
-    """Every convolution's and linear layer's weight, in order."""
+    """Every convolution's and linear layer's weight, and every other parameter of two dimensions or more, in order.
+
+    The others are what no method prunes, such as the projections of attention layers and embeddings.
+    """
+    layers = layers_with_weights(module)
+    known = {id(layer.weight) for layer in layers.values()}
+    found: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        owner, _, own = name.rpartition(".")
+        if own == "weight" and owner in layers:
+            found[owner] = parameter
+        elif parameter.dim() >= 2 and id(parameter) not in known:
+            known.add(id(parameter))
+            found[name.removesuffix(".weight")] = parameter
     return [
-        Layer(name, tuple(layer.weight.shape), layer.weight.numel(), int(layer.weight.count_nonzero()))
-        for name, layer in layers_with_weights(module).items()
+        Layer(name, tuple(weight.shape), weight.numel(), int(weight.count_nonzero())) for name, weight in found.items()
     ]
 
 

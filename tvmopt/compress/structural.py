@@ -11,8 +11,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tvmopt.compress.layers import batch_norm_scales, layers_with_weights
+from tvmopt.compress.layers import layers_with_weights
 from tvmopt.compress.methods import Method
+from tvmopt.compress.norms import batch_norm_scales
+from tvmopt.compress.reshapes import make_pruner
 from tvmopt.errors import ModelError, TvmoptError, UsageError, one_line
 
 if TYPE_CHECKING:
@@ -33,17 +35,21 @@ def remove(
     """Removes the share `sparsities` of the filters and units of each layer from `module`, in place.
 
     The smallest by the method's norm go, summed over all layers that have to lose the same one. Of every layer at least
-    one stays. The last layer's outputs stay, and those of `skip`; with `only`, those of all others.
+    one stays. The last layer's outputs stay, and those of `skip`; with `only`, those of all others. The built-in
+    ResNet-20, whose shortcuts pad channels by a number, gets ones that can be cut first.
     Errors: `UsageError` for names that are no layers, `ModelError` where the network cannot be followed or does not
-    run any more: shapes written as numbers in its forward, channels padded by hand, a concatenation flattened into a
-    linear layer (whose columns Torch-Pruning 1.6 counts wrongly).
+    run any more: shapes written as numbers in its forward, channels padded by hand.
     """
     import torch
+
+    from tvmopt.models.resnet20 import project_shortcuts
 
     try:
         import torch_pruning as tp
     except ImportError as error:
-        raise TvmoptError("structural removal needs Torch-Pruning: pip install 'tvmopt[prune]'") from error
+        raise TvmoptError("structural removal needs Torch-Pruning: pip install torch-pruning") from error
+    # Before the layers are looked at: the projections are layers like others.
+    project_shortcuts(module)
     found = layers_with_weights(module)
     for name in (*only, *skip):
         if name not in found:
@@ -67,11 +73,10 @@ def remove(
     ratios = {layer: _leaving_one(shares.get(name, overall), layer) for name, layer in found.items()}
     before = sum(parameter.numel() for parameter in module.parameters())
     try:
-        pruner = tp.pruner.BasePruner(
-            module, tuple(inputs), importance, pruning_ratio=overall, max_pruning_ratio=1.0,
-            pruning_ratio_dict=ratios, ignored_layers=[found[name] for name in kept],
-        )  # fmt: skip
-        pruner.step()
+        make_pruner(
+            module, inputs, importance, pruning_ratio=overall, max_pruning_ratio=1.0, pruning_ratio_dict=ratios,
+            ignored_layers=[found[name] for name in kept],
+        ).step()  # fmt: skip
     except Exception as error:
         raise ModelError(f"the network cannot be followed for removing filters ({one_line(error, 150)})") from error
     try:

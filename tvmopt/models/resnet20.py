@@ -67,13 +67,14 @@ class ResNet20(nn.Module):
         return self.linear(adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def project_shortcuts(network: ResNet20) -> ResNet20:
-    """Replaces, in place, the shortcuts that pad with zero channels by 1x1 convolutions that do the same.
+def project_shortcuts(network: nn.Module) -> None:
+    """Replaces, in place, a `ResNet20`'s shortcuts that pad with zero channels by 1x1 convolutions that do the same.
 
     Adds 2,560 parameters. Which channel goes where is then in weights that can be cut, and no longer in a number.
+    Other networks, and shortcuts that are projections already, stay as they are.
     """
     for block in network.modules():
-        if isinstance(block, _Block) and block.widening:
+        if isinstance(block, _Block) and block.widening and block.projection is None:
             inputs, outputs = block.conv1.in_channels, block.conv1.out_channels
             projection = nn.Conv2d(inputs, outputs, 1, stride=block.stride, bias=False)
             with torch.no_grad():
@@ -81,7 +82,6 @@ def project_shortcuts(network: ResNet20) -> ResNet20:
                 half = block.widening // 2
                 projection.weight[half : half + inputs, :, 0, 0] = torch.eye(inputs)
             block.projection = projection
-    return network
 
 
 def resnet20() -> ResNet20:
