@@ -139,7 +139,7 @@ def schedule_product(
     skew = choose("skew", [0, QUAD], QUAD)
     # With one stage an SM computes or copies. Two are enough: the 1000 cycles of multiply-adds of a step are longer
     # than the wait for DRAM (about 600).
-    stage_options = [s for s in (1, 2, 3, 4) if s == 1 or s * tile.shared_bytes(step, QUAD) <= STATIC_SHARED]
+    stage_options = [s for s in (1, 2, 3, 4) if s * tile.shared_bytes(step, QUAD) <= STATIC_SHARED]
     stages = choose("stages", stage_options, 2 if 2 in stage_options and depth > step else 1)
 
     sch.pad_einsum(anchor, [1, tile.height, tile.width, step])

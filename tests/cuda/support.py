@@ -39,9 +39,11 @@ def scheduled(case: Case, arch: str = "sm_80", choose: Callable[..., Any] | None
 def compiled(case: Case, arch: str, choose: Callable[..., Any] | None = None) -> MachineCode:
     """The case's machine code for `arch`; asserts what holds for every kernel."""
     made = scheduled(case, arch, choose)
-    source = check.source(made, named_gpu(arch))
+    machine = named_gpu(arch)
+    source = check.source(made, machine)
     code = assemble(source.text, source.arch)
-    assert not check.wrong(code), f"{case.label}: {check.wrong(code)}"
+    problems = check.wrong(code, source.dynamic, machine)
+    assert not problems, f"{case.label}: {problems}"
     count("compiled", made.rule.name, case.label, arch)
     return code
 
