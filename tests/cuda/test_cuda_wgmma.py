@@ -233,7 +233,7 @@ def test_on_the_gpu(dtype: str, sizes: tuple[int, int, int], choices: dict[str, 
     from tvmopt.runtime.gpu import use_own_compiler
 
     gpu = detect_gpu()
-    if gpu is None or gpu.capability != wgmma.CAPABILITY:
+    if gpu is None or not gpu.warpgroup_mma:
         pytest.skip("this GPU has no wgmma")
     case = products(*sizes, dtype=dtype)
     made = apply_rule(case.kernel, gpu, rules("cuda"), Recorder(choices))
