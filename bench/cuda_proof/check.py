@@ -52,8 +52,8 @@ class Source:
     dynamic: int
 
 
-def source(made: Scheduled, machine: GpuMachine) -> Source:
-    """What TVM makes of a scheduled kernel."""
+def source(made: Any, machine: GpuMachine) -> Source:
+    """What TVM makes of a scheduled kernel: a rule's, or a candidate of either search, all with a `schedule`."""
     static, dynamic = [0], [0]
 
     @pass_instrument
@@ -109,7 +109,7 @@ class Execution:
     allowed: float
 
 
-def execute(case: Case, made: Scheduled, run: Run | None = None) -> Execution:
+def execute(case: Case, made: Any, run: Run | None = None) -> Execution:
     """Runs a scheduled kernel, by default on the CPU; raises AssertionError where it wrote outside of its buffers."""
     inputs = case.inputs()
     wanted = case.expected(inputs)
