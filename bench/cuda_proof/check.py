@@ -116,6 +116,6 @@ def execute(case: Case, made: Any, run: Run | None = None) -> Execution:
     got = run(made.schedule, inputs) if run is not None else opencl.run(made.schedule, inputs)[-1]
     scale = max(1.0, float(np.abs(wanted).max()))
     error = float(np.abs(got.astype("float64") - wanted.reshape(got.shape)).max()) / scale
-    # Sums are in float32 everywhere; a result in half precision is rounded once more.
-    rounding = HALF_AN_ULP.get(str(got.dtype), 0.0)
+    # Sums are in float32 everywhere.
+    rounding = case.roundings * HALF_AN_ULP.get(str(got.dtype), 0.0)
     return Execution(error, 2e-6 * float(np.sqrt(case.depth)) + rounding)

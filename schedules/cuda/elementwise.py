@@ -14,7 +14,7 @@ from tvm.s_tir.schedule import ScheduleError
 from tvmopt.machine import GpuMachine
 
 from ..cpu.common import FIRST, Rung, block_names, divisors, extents, is_reduction
-from .common import bind_elementwise, widest
+from .common import bind_elementwise, widest_written
 
 LADDER = [
     Rung("threads", "one element a thread, nothing in between is stored", {}),
@@ -39,7 +39,7 @@ def rule(sch: Schedule, kernel: Any, machine: GpuMachine, choose: Any) -> Schedu
     sizes = extents(sch, output)
     if not sizes or len(sizes) != len(sch.get(output).iter_vars):
         return None
-    widths = divisors(widest(sizes[-1], str(sch.get(output).writes[0].source.dtype)))
+    widths = divisors(widest_written(sch, output, sizes[-1]))
     width = choose("width", widths, widths[-1])
     bind_elementwise(sch, output, width)
     return sch

@@ -1,7 +1,7 @@
 """TVM's lowering of a GPU's kernels: scheduled TensorIR by one list of passes, what is written in TIRx by another.
 
 A module may hold both. TVM picks one pipeline for all its functions, and neither takes the other's: TIRx says what each
-thread does, and has no blocks to place. What MetaSchedule puts on tensor cores has `wmma` fragments. Where their results
+thread does, and has no blocks to place. What MetaSchedule puts on tensor cores has `wmma` fragments. Where their sums
 take the operands' place in shared memory, TVM 0.27 misses that they are fp32 there and the operands were fp16, and
 refuses its own code ("tvm_access_ptr element type must match the source buffer"): such functions are lowered with its
 other way of sharing memory.
