@@ -11,7 +11,9 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-NVCC = shutil.which("nvcc") or next((str(p) for p in Path("/usr/local").glob("cuda*/bin/nvcc")), None)
+from tvmopt.nvcc import find_nvcc
+
+NVCC = find_nvcc()
 
 
 def _disassembler() -> str | None:
