@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import TargetError, UsageError
 
+from . import kernels_gpu_ladder
+
 if TYPE_CHECKING:
     import argparse
 
@@ -41,12 +43,13 @@ class Roof:
 
 def check(args: argparse.Namespace) -> None:
     """Raises UsageError for what is measured on CPUs only, TargetError where there is no GPU."""
-    for option in ("ladder", "show", "tune", "sparsity"):
+    for option in ("tune", "sparsity"):
         if getattr(args, option):
             raise UsageError(f"--{option} is for CPUs: leave it or --target cuda out")
+    kernels_gpu_ladder.check(args)
     from tvmopt.machine import detect_gpu
 
-    if detect_gpu() is None:
+    if not args.show and detect_gpu() is None:
         raise TargetError(
             "--target cuda: no CUDA GPU here to time kernels on; python -m bench.cuda_proof compiles and executes "
             "their schedules without one"

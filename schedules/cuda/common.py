@@ -151,13 +151,16 @@ def bind_elementwise(sch: Schedule, block: Any, width: int = 1, threads: int = T
     return thread
 
 
-def one_result_a_thread(sch: Schedule, anchor: Any, stored: Any = None) -> Schedule | None:
-    """The ladder's first step: 32 x 8 threads, each with a sum of its own; no memory is shared."""
+def one_result_a_thread(sch: Schedule, anchor: Any, stored: Any = None, *, beside: bool = True) -> Schedule | None:
+    """The ladder's first steps: each thread has a sum of its own, neighbours side by side or below each other."""
     output = inline_consumers(sch, anchor, last=stored)
     if output is None:
         return None
     inline_producers(sch, ["left", "right"])
     sch.set_scope(anchor, 0, "local")
+    if not beside:
+        *rows, column = sch.get_loops(output)
+        sch.reorder(column, *rows)
     bind_elementwise(sch, output)
     sch.compute_at(anchor, sch.get_loops(output)[1], preserve_unit_loops=True)
     return sch

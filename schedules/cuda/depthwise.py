@@ -5,6 +5,8 @@ have neighbouring channels, `width` of them each, so a warp reads and writes who
 neighbouring pixels of one row, for which it loads each tap's weights once. What the windows of neighbouring pixels
 share comes from L1: a copy in shared memory would cost a barrier and save nothing from DRAM.
 
+The steps, each building on the one before (what they buy is not measured: no GPU yet):
+
     1. threads    one pixel and channel a thread
     2. vectors    as many channels a thread as one load brings
     3. columns    several pixels of a row a thread: weights are loaded once for them

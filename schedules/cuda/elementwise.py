@@ -2,6 +2,11 @@
 
 One pass, whatever stages the chain has: nothing in between is stored. Neighbouring threads have neighbouring elements,
 `width` of them each, so that one instruction moves 16 bytes a thread and a warp moves whole lines.
+
+The steps, each building on the one before (what they buy is not measured: no GPU yet):
+
+    1. threads   one element a thread: a warp moves whole lines, 4 bytes a thread
+    2. vectors   as many as one 128-bit access moves: a quarter of the instructions for the same bytes
 """
 
 from __future__ import annotations

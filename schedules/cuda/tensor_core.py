@@ -15,7 +15,7 @@ Shapes that a tile does not divide are filled with zeros where operands are copi
 written. Rows of the shared tiles are 16 bytes longer: the 8 rows of an 8x8 matrix then lie in different banks. The
 instructions' shapes: PTX ISA, "Matrix Fragments for mma.m16n8k16"; the tile sizes are CUTLASS's.
 
-The steps, each building on the one before:
+The steps, each building on the one before (what they buy is not measured: no GPU yet):
 
     1. mma        fragments through shared memory, one a warp
     2. registers  several fragments a warp: a loaded one serves as many multiplications
