@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # --help must not import what builds; a test compares it with kernel_cases.OPERATORS.
 OPS = ("conv2d", "gemm", "batch_matmul", "max_pool2d", "attention", "softmax", "layer_norm")
 SPARSE = ("conv2d", "gemm")
-_FORMS = ("tir", "llvm", "asm")
+_FORMS = ("tir", "llvm", "asm", "cuda", "ptx")
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -49,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
          "--list all --variants manual --op conv2d --limit 2",
          "--op conv2d --shape 1x256x14x14,256,1 --sparsity 0.5,0.8,0.9",
          "--target cuda --op gemm --shape 4096x4096x4096 --dtype float32,float16",
-         "--target cuda --op gemm --shape 1024x1024x1024 --sparsity 0.5,0.8,0.9"],
+         "--target cuda --op gemm --shape 1024x1024x1024 --sparsity 0.5,0.8,0.9",
+         "--target cuda --arch sm_90 --op gemm --shape 512x512x512 --ladder --show cuda"],
     )  # fmt: skip
     made.add_argument("--op", type=names_of, metavar="OP,...", help=f"of {', '.join(OPS)}; without it, all of them")
     made.add_argument("--shape", action="append", metavar="S",
@@ -66,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
                       help="which are timed; auto needs a tuning log with the kernel in it")  # fmt: skip
     made.add_argument("--ladder", action="store_true", help="every rung of the schedule's ladder instead")
     made.add_argument("--show", choices=_FORMS,
-                      help="print the TensorIR, LLVM IR or assembly of the last variant, or of every rung")  # fmt: skip
+                      help="print the TensorIR, LLVM IR or assembly (on a GPU: TensorIR, CUDA or PTX) of the last "
+                      "variant, or with --ladder of every rung")  # fmt: skip
+    made.add_argument("--arch", metavar="A", help="--target cuda --show: of which GPU, if not of the one that is here")
     made.add_argument("--tune", type=positive_int, metavar="N", help="first search a schedule for auto, N candidates")
     made.add_argument("--threads", type=positive_int, metavar="N", help="as many as this process has CPUs")
     made.add_argument("--rounds", type=positive_int, default=30, metavar="N", help="quiet turns of each")
@@ -144,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _on_gpu(args, wanted, sys.argv[1:] if argv is None else argv)
     if args.dtype != ("float32",):
         raise UsageError("--dtype: on a CPU kernels are timed in float32")
+    if args.arch is not None:
+        raise UsageError("--arch: names a GPU, for --target cuda")
     from rich.console import Console
 
     from tvmopt.machine import configure_threads, detect
@@ -194,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _on_gpu(args: argparse.Namespace, wanted: Sequence[tuple[str, str]], argv: Sequence[str]) -> int:
-    from . import kernels_gpu, results
+    from . import kernels_gpu, kernels_gpu_ladder, results
 
     unknown = [name for name in args.dtype if name not in _DTYPES]
     if unknown or not args.dtype:
@@ -202,6 +207,10 @@ def _on_gpu(args: argparse.Namespace, wanted: Sequence[tuple[str, str]], argv: S
     if args.json is not None:
         results.check_writable(args.json, "--json")
     kernels_gpu.check(args)
+    if args.show:
+        return kernels_gpu_ladder.show(args, wanted)
+    if args.ladder:
+        return kernels_gpu_ladder.main(args, wanted, argv)
     return kernels_gpu.main(args, wanted, argv)
 
 

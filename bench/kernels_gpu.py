@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import TargetError, UsageError
 
+from . import kernels_gpu_ladder
+
 if TYPE_CHECKING:
     import argparse
 
@@ -45,14 +47,14 @@ class Roof:
 
 def check(args: argparse.Namespace) -> None:
     """Raises UsageError for what is measured on CPUs or in fp32 only, TargetError where there is no GPU."""
-    for option in ("ladder", "show", "tune"):
-        if getattr(args, option):
-            raise UsageError(f"--{option} is for CPUs: leave it or --target cuda out")
+    if args.tune:
+        raise UsageError("--tune is for CPUs: leave it or --target cuda out")
     if args.sparsity and args.dtype != ("float32",):
         raise UsageError("--sparsity: sparse kernels for GPUs compute in float32; leave --dtype out")
+    kernels_gpu_ladder.check(args)
     from tvmopt.machine import detect_gpu
 
-    if detect_gpu() is None:
+    if not args.show and detect_gpu() is None:
         raise TargetError(
             "--target cuda: no CUDA GPU here to time kernels on; python -m bench.cuda_proof compiles and executes "
             "their schedules without one"

@@ -14,10 +14,10 @@ from tvmopt.registry import Recorder
 
 if TYPE_CHECKING:
     from tvmopt.graph.kernels import Kernel
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
     from tvmopt.registry import Rule, Scheduled
 
-def ladder_of(kernel: Kernel, machine: Machine, candidates: Sequence[Rule]) -> list[Any]:
+def ladder_of(kernel: Kernel, machine: AnyMachine, candidates: Sequence[Rule]) -> list[Any]:
     """The rungs of the rule that schedules `kernel`; raises UsageError where it has none."""
     import importlib
 
@@ -49,7 +49,7 @@ class Taken(Recorder):
 
 
 def schedule_rung(
-    kernel: Kernel, machine: Machine, candidates: Sequence[Rule], rungs: Sequence[Any], index: int
+    kernel: Kernel, machine: AnyMachine, candidates: Sequence[Rule], rungs: Sequence[Any], index: int
 ) -> Scheduled:
     """`kernel` as rung `index` schedules it."""
     from tvmopt.registry import apply_rule

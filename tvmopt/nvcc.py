@@ -28,6 +28,10 @@ _FLAGS = (
 )  # fmt: skip
 
 
+# Where NVIDIA's packages put a toolkit: `cuda`, `cuda-13.0`.
+_PACKAGES = Path("/usr/local")
+
+
 @dataclass(frozen=True)
 class KernelUse:
     """What one kernel takes, as ptxas reports it: registers a thread, bytes spilled, bytes of static shared memory."""
@@ -49,13 +53,20 @@ class Code:
 
 
 def find_nvcc() -> Path | None:
-    """nvcc of `CUDA_HOME`, on the path, or where NVIDIA's packages put it."""
-    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    places = [Path(home) / "bin" / "nvcc" for home in homes if home]
+    """nvcc of `CUDA_HOME` or `CUDA_PATH`, on the path, or where NVIDIA's packages put it, of several the newest."""
+    homes = [Path(home) for name in ("CUDA_HOME", "CUDA_PATH") if (home := os.environ.get(name))]
     on_path = shutil.which("nvcc")
+    places = [home / "bin" / "nvcc" for home in homes]
     places += [Path(on_path)] if on_path else []
-    places.append(Path("/usr/local/cuda/bin/nvcc"))
-    return next((place for place in places if place.is_file() or shutil.which(str(place))), None)
+    places += [home / "bin" / "nvcc" for home in _installed()]
+    return next((place for place in places if os.access(place, os.X_OK) and place.is_file()), None)
+
+
+def _installed() -> list[Path]:
+    """The toolkits in their usual places: the one chosen by a link first, then by version, the newest first."""
+    numbered = [path for path in _PACKAGES.glob("cuda-*") if re.fullmatch(r"cuda-[\d.]+", path.name)]
+    numbered.sort(key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)], reverse=True)
+    return [_PACKAGES / "cuda", *numbered, Path("/opt/cuda")]
 
 
 def compile_source(source: str, arch: str, *, fast_math: bool = False) -> Code:
@@ -99,3 +110,11 @@ def _uses(report: str) -> list[KernelUse]:
             )
         )  # fmt: skip
     return found
+
+
+if __name__ == "__main__":
+    # For scripts: the path, or nothing and 1.
+    found_here = find_nvcc()
+    if found_here is None:
+        raise SystemExit(1)
+    print(found_here)

@@ -40,45 +40,59 @@ def scheduled(case: Case, machine: GpuMachine, choose: Choose | None = None) -> 
 
 @dataclass(frozen=True)
 class Source:
-    """CUDA source of a scheduled kernel, what nvcc is to compile it for, and the bytes of shared memory that its launch
-    asks for, of which ptxas knows nothing."""
+    """CUDA source of a scheduled kernel, and what nvcc is to compile it for.
+
+    Bytes of shared memory, the most of any of its kernels: `static` is declared in the source, `dynamic` asked for by
+    the launch, of which ptxas knows nothing.
+    """
 
     text: str
     arch: str
+    static: int
     dynamic: int
 
 
-def source(made: Scheduled, machine: GpuMachine) -> Source:
-    """What TVM makes of a scheduled kernel."""
-    sizes = [0]
+def source(made: Any, machine: GpuMachine) -> Source:
+    """What TVM makes of a scheduled kernel: a rule's, or a candidate of either search, all with a `schedule`."""
+    static, dynamic = [0], [0]
 
     @pass_instrument
     class Split:
         def run_after_pass(self, module: tvm.IRModule, info: Any) -> None:
             if info.name.endswith("SplitHostDevice"):
-                sizes.extend(map(_dynamic, module.functions.values()))
+                static.extend(_allocated(func, "shared") for func in module.functions.values())
+                dynamic.extend(_allocated(func, "shared.dyn") for func in module.functions.values())
 
     with tvm.transform.PassContext(instruments=[Split()]):
         built = gpu_pipeline.compile_module(write_kernels(made.schedule.mod), machine.target())
     text = str(built.mod.imports[0].inspect_source())
     # What only Hopper has needs the architecture's own name, as tvmopt.nvcc gives it.
-    return Source(text, f"{machine.arch}a" if "wgmma" in text else machine.arch, max(sizes))
+    return Source(text, f"{machine.arch}a" if "wgmma" in text else machine.arch, max(static), max(dynamic))
 
 
-def _dynamic(func: tirx.PrimFunc) -> int:
+def _allocated(func: tirx.PrimFunc, scope: str) -> int:
     nodes: list[Any] = []
     structural_walk(func.body, (tirx.AllocBuffer, nodes.append))
-    buffers = [node.buffer for node in nodes if node.buffer.scope() == "shared.dyn"]
+    buffers = [node.buffer for node in nodes if node.buffer.scope() == scope]
     return sum(math.prod(map(int, b.shape)) * tvm.DataType(str(b.dtype)).itemsize for b in buffers)
 
 
-def wrong(code: MachineCode) -> list[str]:
-    """What may not be in any kernel's machine code, and is in this one's."""
+def too_much_shared(static: int, dynamic: int, machine: GpuMachine) -> list[str]:
+    """What the launch would be refused for: bytes of shared memory, declared and asked for, beyond the GPU's limits."""
     found = []
+    if static > SHARED:
+        found.append(f"{static} bytes of static shared memory, at most {SHARED}")
+    if static + dynamic > machine.shared_per_block:
+        limit = f"{machine.arch} gives a block {machine.shared_per_block}"
+        found.append(f"{static + dynamic} bytes of shared memory, {limit}")
+    return found
+
+
+def wrong(code: MachineCode, dynamic: int, machine: GpuMachine) -> list[str]:
+    """What may not be in any kernel's machine code, or its launch, and is in this one's."""
+    found = too_much_shared(code.shared, dynamic, machine)
     if code.spilled > SPILLED:
         found.append(f"{code.spilled} bytes spilled")
-    if code.shared > SHARED:
-        found.append(f"{code.shared} bytes of shared memory")
     # An exact division (FCHK) or reciprocal, of which fast-math has none, looks for what is no number by comparisons
     # and additions of that kind; a reciprocal has no instruction to know it by, but its PTX flushes nothing.
     unexplained = code.flushing and not code.has("FCHK") and code.flushes
@@ -95,7 +109,7 @@ class Execution:
     allowed: float
 
 
-def execute(case: Case, made: Scheduled, run: Run | None = None) -> Execution:
+def execute(case: Case, made: Any, run: Run | None = None) -> Execution:
     """Runs a scheduled kernel, by default on the CPU; raises AssertionError where it wrote outside of its buffers."""
     inputs = case.inputs()
     wanted = case.expected(inputs)
@@ -104,5 +118,5 @@ def execute(case: Case, made: Scheduled, run: Run | None = None) -> Execution:
     error = float(np.abs(got.astype("float64") - wanted.reshape(got.shape)).max()) / scale
     # Sums are in float32 everywhere; in half precision what is summed is rounded, and what the epilogue makes of it,
     # also where float32 is handed out in the end.
-    rounding = 2 * HALF_AN_ULP.get(str(case.func.params[0].dtype), 0.0)
+    rounding = case.roundings * HALF_AN_ULP.get(str(case.func.params[0].dtype), 0.0)
     return Execution(error, 2e-6 * float(np.sqrt(case.depth)) + rounding)

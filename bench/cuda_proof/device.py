@@ -11,7 +11,9 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-NVCC = shutil.which("nvcc") or next((str(p) for p in Path("/usr/local").glob("cuda*/bin/nvcc")), None)
+from tvmopt.nvcc import find_nvcc
+
+NVCC = find_nvcc()
 
 
 def _disassembler() -> str | None:
@@ -79,11 +81,12 @@ def assemble(source: str, arch: str) -> MachineCode:
     if not code.flushing or code.has("FCHK"):
         return code
     # The exact expf itself is made of this one.
-    ptx = _ptx(source, arch).replace("ex2.approx.ftz.f32", "")
-    return replace(code, flushes=".ftz" in ptx)
+    text = ptx(source, arch).replace("ex2.approx.ftz.f32", "")
+    return replace(code, flushes=".ftz" in text)
 
 
-def _ptx(source: str, arch: str) -> str:
+def ptx(source: str, arch: str) -> str:
+    """CUDA source as PTX."""
     assert NVCC is not None
     run = subprocess.run(
         [NVCC, f"-arch={arch}", "-ptx", "-w", "-x", "cu", "-o", "-", "-"], input=source, capture_output=True, text=True,

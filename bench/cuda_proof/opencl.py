@@ -46,6 +46,13 @@ def version() -> str:
     return found[1] if found else "unknown"
 
 
+def has(dtype: str) -> bool:
+    """Whether PoCL's device computes in `dtype`: half precision is an extension, which older ones have not."""
+    if dtype == "float16":
+        return "cl_khr_fp16" in str(device().context.devices[0].extensions).split()
+    return dtype != "bfloat16"
+
+
 class Guarded:
     """A buffer on the device in the middle of a larger one, whose ends hold a pattern."""
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
+
+from tvmopt.schedules.cuda.product import OPS
 
 from tvmopt.errors import TargetError, one_line
 from tvmopt.machine import GpuMachine, available_cores, detect_gpu, named_gpu
@@ -25,6 +28,16 @@ EXECUTED_AS = "sm_80"
 TENSOR_CORES = ("HMMA", "HGMMA")
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A case that nvcc compiles, and its row so far."""
+
+    case: Case
+    machine: GpuMachine
+    row: Row
+    code: Future[MachineCode]
 
 
 def require(steps: Sequence[str]) -> None:
@@ -53,13 +66,14 @@ def row(what: str, made: Scheduled | None, case: Case, arch: str) -> Row:
 
 
 def on_tensor_cores(case: Case) -> bool:
-    """Whether only a GPU can run what the rules make of it."""
-    return str(case.func.params[0].dtype) in ("float16", "bfloat16")
+    """Whether it is a product in half precision: only a GPU can run what the rules make of it."""
+    return str(case.func.params[0].dtype) in ("float16", "bfloat16") and case.kernel.op in OPS
 
 
 def executes(case: Case) -> bool:
     """Whether the CPU runs it, and in seconds."""
-    return not on_tensor_cores(case) and case.kernel.flops <= MOST_FLOPS
+    dtypes = {str(param.dtype) for param in case.func.params}
+    return not on_tensor_cores(case) and case.kernel.flops <= MOST_FLOPS and all(map(opencl.has, dtypes))
 
 
 def expected(cases: Sequence[Case], steps: Sequence[str], archs: Sequence[str]) -> dict[str, int]:
@@ -77,11 +91,11 @@ def prove(cases: Iterable[Case], steps: Sequence[str], archs: Sequence[str], don
         TargetError: the GPU answers this process no more; the last row says after what.
     """
     pool = ThreadPoolExecutor(available_cores())
-    waiting: list[tuple[Row, Future[MachineCode]]] = []
+    waiting: list[Waiting] = []
     try:
         for case in cases:
             if "compile" in steps:
-                waiting += [_begin(case, arch, pool, done) for arch in archs]
+                waiting += [_begin(case, arch, pool) for arch in archs]
             if "execute" in steps and executes(case):
                 done(_judged(case, named_gpu(EXECUTED_AS), "opencl"))
             if "gpu" in steps:
@@ -95,9 +109,7 @@ def prove(cases: Iterable[Case], steps: Sequence[str], archs: Sequence[str], don
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(
-    case: Case, arch: str, pool: ThreadPoolExecutor, done: Callable[[Row], None]
-) -> tuple[Row, Future[MachineCode]]:
+def _begin(case: Case, arch: str, pool: ThreadPoolExecutor) -> Waiting:
     machine = named_gpu(arch)
     made = None
     try:
@@ -107,38 +119,41 @@ def _begin(
     except Exception as error:  # as in _finish, which reports it
         failed: Future[MachineCode] = Future()
         failed.set_exception(error)
-        return row("compiled", made, case, arch), failed
-    found = row("compiled", made, case, arch)
-    return {**found, "dynamic_shared": source.dynamic}, pool.submit(assemble, source.text, source.arch)
+        return Waiting(case, machine, row("compiled", made, case, arch), failed)
+    found = {**row("compiled", made, case, arch), "dynamic_shared": source.dynamic}
+    return Waiting(case, machine, found, pool.submit(assemble, source.text, source.arch))
 
 
-def _finish(
-    waiting: list[tuple[Row, Future[MachineCode]]], least: int, done: Callable[[Row], None]
-) -> list[tuple[Row, Future[MachineCode]]]:
+def _finish(waiting: list[Waiting], least: int, done: Callable[[Row], None]) -> list[Waiting]:
     """Reports those that are done, and waits for the first `least`; gives the others."""
     left = []
-    for number, (found, future) in enumerate(waiting):
-        if number >= least and not future.done():
-            left.append((found, future))
+    for number, one in enumerate(waiting):
+        if number >= least and not one.code.done():
+            left.append(one)
             continue
         try:
-            figures = _figures(future.result(), found["dynamic_shared"])
+            figures = _figures(one.code.result(), one)
         except Exception as error:  # one case's problem is not the others'
             figures = {"problem": _told(error)}
-        done({**found, **figures})
+        done({**one.row, **figures})
     return left
 
 
-def _figures(code: MachineCode, dynamic: int) -> Row:
+def _figures(code: MachineCode, of: Waiting) -> Row:
     counts = code.instructions
+    dynamic = of.row["dynamic_shared"]
+    tensor_core = sum(n for name, n in counts.items() if name.startswith(TENSOR_CORES))
+    problems = check.wrong(code, dynamic, of.machine)
+    if on_tensor_cores(of.case) and not tensor_core:
+        problems.append("no instruction of the tensor cores")
     return {
         "registers": code.registers,
         "spilled": code.spilled,
         "shared": code.shared + dynamic,
-        "tensor_core": sum(n for name, n in counts.items() if name.startswith(TENSOR_CORES)),
+        "tensor_core": tensor_core,
         "async_copies": sum(n for name, n in counts.items() if name.startswith(("LDGSTS", "UBLKCP", "UTMALDG"))),
         "instructions": sum(counts.values()),
-        "problem": "; ".join(check.wrong(code)) or None,
+        "problem": "; ".join(problems) or None,
     }
 
 

@@ -26,7 +26,7 @@ from tvm.tirx import IndexMap
 from tvmopt.machine import GpuMachine
 
 from ..cpu.common import FIRST, Rung, block_names, extents, is_reduction
-from .common import THREADS, bind_elementwise, inline_producers, widest
+from .common import THREADS, bind_elementwise, inline_producers, widest_written
 from .row_shape import REDUCED, dtype_of, grouped, results_first
 
 # Channels of a block: a warp's threads read one line of 128 bytes.
@@ -60,8 +60,7 @@ def rule(sch: Schedule, kernel: Any, machine: GpuMachine, choose: Any) -> Schedu
     inline_producers(sch, names[: names.index(reductions[0])])
     if (output := outputs[0]) != sch.get(target).name_hint and output != reductions[0]:
         last = sch.get_sblock(output)
-        written = sch.get(last).writes[0].source
-        bind_elementwise(sch, last, widest(int(written.shape[-1]), str(written.dtype)))
+        bind_elementwise(sch, last, widest_written(sch, last, int(sch.get(last).writes[0].source.shape[-1])))
 
     across = min(ACROSS, 1 << (results - 1).bit_length())
     downs = [d for d in (1, 2, 4, 8, 16, 32) if d <= terms and d * across <= 4 * THREADS]

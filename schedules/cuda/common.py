@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tvm import DataType
+from tvm import DataType, tirx
+from tvm.ir import Expr, TensorLoad
 from tvm.s_tir import Schedule
 from tvm.tirx import IndexMap
+from tvm_ffi import structural_walk
 
 from ..cpu.common import block_names, extents, is_reduction
 
@@ -26,6 +28,32 @@ def widest(contiguous: int, dtype: str) -> int:
     """Elements of one load: as many as VECTOR_BYTES hold and as divide a contiguous run, so that all are aligned."""
     most = max(1, VECTOR_BYTES * 8 // DataType(dtype).bits)
     return math.gcd(contiguous, most)
+
+
+def widest_written(sch: Schedule, block: Any, contiguous: int) -> int:
+    """The widest store of `block`, in elements, of which its code can be made.
+
+    What is computed on the way counts too, but for what is only loaded and cast: TVM's CUDA has no vector of more than
+    four fp32 that is made of a constant.
+    """
+    stage = sch.get(block)
+    written = str(stage.writes[0].source.dtype)
+    computed: set[str] = set()
+
+    def visit(node: Any) -> None:
+        if not isinstance(node, (TensorLoad, tirx.Cast, tirx.Var)):
+            computed.add(str(getattr(node.ty, "dtype", "")))
+
+    structural_walk(stage.body, (Expr, visit))
+    fractions = {dtype for dtype in computed if dtype.startswith(("float", "bfloat"))}
+    return min(widest(contiguous, dtype) for dtype in {written, *fractions})
+
+
+def constants(sch: Schedule, block: Any) -> set[str]:
+    """The dtypes of the fractions that `block` has among its terms."""
+    found: list[tirx.FloatImm] = []
+    structural_walk(sch.get(block).body, (tirx.FloatImm, found.append))
+    return {str(number.ty.dtype) for number in found}
 
 
 def operand_width(sch: Schedule, stage: Any) -> int:
@@ -123,13 +151,16 @@ def bind_elementwise(sch: Schedule, block: Any, width: int = 1, threads: int = T
     return thread
 
 
-def one_result_a_thread(sch: Schedule, anchor: Any, stored: Any = None) -> Schedule | None:
-    """The ladder's first step: 32 x 8 threads, each with a sum of its own; no memory is shared."""
+def one_result_a_thread(sch: Schedule, anchor: Any, stored: Any = None, *, beside: bool = True) -> Schedule | None:
+    """The ladder's first steps: each thread has a sum of its own, neighbours side by side or below each other."""
     output = inline_consumers(sch, anchor, last=stored)
     if output is None:
         return None
     inline_producers(sch, ["left", "right"])
     sch.set_scope(anchor, 0, "local")
+    if not beside:
+        *rows, column = sch.get_loops(output)
+        sch.reorder(column, *rows)
     bind_elementwise(sch, output)
     sch.compute_at(anchor, sch.get_loops(output)[1], preserve_unit_loops=True)
     return sch

@@ -5,6 +5,8 @@ have neighbouring channels, `width` of them each, so a warp reads and writes who
 neighbouring pixels of one row, for which it loads each tap's weights once. What the windows of neighbouring pixels
 share comes from L1: a copy in shared memory would cost a barrier and save nothing from DRAM.
 
+The steps, each building on the one before (what they buy is not measured: no GPU yet):
+
     1. threads    one pixel and channel a thread
     2. vectors    as many channels a thread as one load brings
     3. columns    several pixels of a row a thread: weights are loaded once for them
@@ -12,6 +14,7 @@ share comes from L1: a copy in shared memory would cost a barrier and save nothi
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm.s_tir import Schedule
@@ -19,7 +22,7 @@ from tvm.s_tir import Schedule
 from tvmopt.machine import GpuMachine
 
 from ..cpu.common import FIRST, Rung, divisors, find_block
-from .common import THREADS, inline_consumers, widest
+from .common import THREADS, constants, inline_consumers, widest, widest_written
 
 LADDER = [
     Rung("threads", "one pixel and channel a thread", {}),
@@ -50,7 +53,9 @@ def schedule_window(sch: Schedule, anchor: Any, machine: GpuMachine, choose: Any
         output = inline_consumers(sch, anchor)
     if output is None or len(sch.get_loops(output)) != 4:
         return None
-    widths = divisors(widest(channels, "float32"))
+    # Eight of half precision, if TVM can make its vector of eight sums: as `widest_written` says, of no constant.
+    dtypes = {str(sch.get(anchor).reads[0].source.dtype), *constants(sch, anchor)}
+    widths = divisors(min(widest(channels, dtype) for dtype in dtypes))
     width = choose("width", widths, widths[-1])
     options = [c for c in divisors(columns_out) if c <= 2 * MOST_COLUMNS]
     # More pixels a thread only where enough threads remain to fill every SM.
@@ -62,18 +67,21 @@ def schedule_window(sch: Schedule, anchor: Any, machine: GpuMachine, choose: Any
     image, row, column, channel = sch.get_loops(output)
     column, pixels = sch.split(column, [None, columns])
     channel, lane = sch.split(channel, [None, width])
+    # What comes behind the sums may be in fp32 where the image and the result are not.
+    part, lane = sch.split(lane, [None, math.gcd(width, widest_written(sch, output, channels))])
     # Side by side a row's channels, then its pixels, as many as make a block.
     groups = channels // width
     across = min(groups, MOST_ACROSS)
     channel, thread_x = sch.split(channel, [None, across])
     column, thread_y = sch.split(column, [None, max(1, min(THREADS // across, columns_out // columns))])
-    sch.reorder(image, row, column, channel, thread_y, thread_x, pixels, lane)
+    sch.reorder(image, row, column, channel, thread_y, thread_x, pixels, part, lane)
     sch.bind(sch.fuse(image, row), "blockIdx.x")
     sch.bind(column, "blockIdx.y")
     sch.bind(channel, "blockIdx.z")
     sch.bind(thread_y, "threadIdx.y")
     sch.bind(thread_x, "threadIdx.x")
     sch.unroll(pixels)
+    sch.unroll(part)
     sch.vectorize(lane)
     sch.set_scope(anchor, 0, "local")
     sch.compute_at(anchor, thread_x, preserve_unit_loops=True)
@@ -84,7 +92,8 @@ def schedule_window(sch: Schedule, anchor: Any, machine: GpuMachine, choose: Any
     sch.vectorize(tile[-1])
     init = sch.decompose_reduction(anchor, taps_down)
     *own, lane = sch.get_loops(init)[-4:]
-    for loop in own:
+    part, lane = sch.split(lane, [None, math.gcd(width, widest_written(sch, init, channels))])
+    for loop in (*own, part):
         sch.unroll(loop)
     sch.vectorize(lane)
     return sch

@@ -1,6 +1,12 @@
 """Max and average pooling in NHWC: the nest of depthwise convolution without weights.
 
 The border of zeros (or of the least number) is not stored: a thread asks whether its window reaches beyond the image.
+
+The steps, each building on the one before (what they buy is not measured: no GPU yet):
+
+    1. threads   one window and channel a thread: a warp's neighbours are channels, whole lines of memory
+    2. vectors   as many channels a thread as one load brings
+    3. columns   several windows of a row a thread: fewer indices, and what windows share comes from L1 in a row
 """
 
 from __future__ import annotations

@@ -19,19 +19,20 @@ operands are copied to shared memory, and cropped where results are written. "Be
 
 The steps, each building on the one before:
 
-    1. threads    one result a thread, operands straight from global memory, neighbours in a row side by side
-    2. shared     tiles of both operands in shared memory: each element is read from L2 once a block, not once a thread
-    3. registers  a tile of results in each thread: a loaded element serves 8 multiply-adds, not one
-    4. vectors    128-bit loads from global memory
-    5. banks      rows of the left tile are 4 elements longer, so that the 4 rows a warp reads are in different banks
-    6. pipeline   the next step's tiles are copied while this one is computed
+    1. naive      one result a thread, a warp's below each other: each of them reads another line of memory
+    2. coalesced  a warp's results side by side: what its threads read at once is one line
+    3. shared     tiles of both operands in shared memory: each element is read from L2 once a block, not once a thread
+    4. registers  a tile of results in each thread: a loaded element serves 8 multiply-adds, not one
+    5. warps      a warp's threads are 4 x 8, not 1 x 32: for as many results it reads 12 vectors at once, not 33
+    6. vectors    128-bit loads from global memory
+    7. banks      rows of the left tile are 4 elements longer, so that the 4 rows a warp reads are in different banks
+    8. pipeline   the next step's tiles are copied while this one is computed
+
+What each step buys is not measured: no GPU yet.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.s_tir import Schedule
@@ -51,64 +52,23 @@ from .common import (
     regroup,
     widest,
 )
+from .product_tile import QUAD, Tile, choose_tile
 
 OPS = ("gemm", "batch_gemm", "conv2d_implicit_gemm")
-
-# Threads of a warp, as rows x columns of its tile, and the columns of one 128-bit load from shared memory.
-LANE_ROWS, LANE_COLUMNS, QUAD = 4, 8, 4
-WARP_COLUMNS = LANE_COLUMNS * QUAD
 
 # Banks of shared memory, of 4 bytes, on every GPU since Fermi.
 BANKS = 32
 
-# Two warps for each of an SM's four schedulers: with fewer, latencies show.
-WARPS_THAT_HIDE = 8
-
-# A thread's registers besides its sums and operands: addresses, counters.
-OTHER_REGISTERS = 40
-
 LADDER = [
-    Rung("threads", "one result a thread, operands straight from global memory", {}),
+    Rung("naive", "one result a thread, a warp's below each other", {}),
+    Rung("coalesced", "a warp's results side by side", {"neighbours": "below"}),
     Rung("shared", "tiles of both operands in shared memory", {"staging": "none"}),
     Rung("registers", "a tile of results in each thread's registers", {"rows": FIRST, "vectors": FIRST}),
+    Rung("warps", "a warp's threads are 4 x 8", {"lane_rows": 1}),
     Rung("vectors", "128-bit loads from global memory", {"left_width": FIRST, "right_width": FIRST}),
     Rung("banks", "rows of the left tile in different banks", {"skew": FIRST}),
     Rung("pipeline", "the next tiles are copied, asynchronously, while these are computed", {"stages": FIRST}),
 ]
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A block's tile: warps down and across, and each thread's rows and vectors of 4 columns."""
-
-    warps_down: int
-    warps_across: int
-    rows: int
-    vectors: int
-
-    @property
-    def height(self) -> int:
-        """Rows of the result that a block computes."""
-        return self.warps_down * LANE_ROWS * self.rows
-
-    @property
-    def width(self) -> int:
-        """Columns of the result that a block computes."""
-        return self.warps_across * WARP_COLUMNS * self.vectors
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return 32 * self.warps_down * self.warps_across
-
-    @property
-    def registers(self) -> int:
-        """Registers of a thread: sums, 4 elements of the depth of its rows, one of its columns."""
-        return self.rows * self.vectors * QUAD + self.rows * QUAD + self.vectors * QUAD + OTHER_REGISTERS
-
-    def shared_bytes(self, depth: int, skew: int) -> int:
-        """Bytes of one step's tiles of both operands."""
-        return 4 * (self.height * (depth + skew) + self.width * depth)
 
 
 def rule(sch: Schedule, kernel: Any, machine: GpuMachine, choose: Any) -> Schedule | None:
@@ -127,7 +87,8 @@ def schedule_product(
     """
     batch, rows, columns, depth = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars)
     if choose("staging", ["shared"], "shared") == "none":
-        return one_result_a_thread(sch, anchor, stored)
+        neighbours = choose("neighbours", ["beside"], "beside")
+        return one_result_a_thread(sch, anchor, stored, beside=neighbours == "beside")
     widths = [operand_width(sch, find_block(sch, name)) for name in ("left", "right")]
     tile = choose_tile((batch, rows, columns), machine, choose)
     steps = [d for d in (8, 16, 32) if tile.shared_bytes(d, QUAD) <= STATIC_SHARED]
@@ -139,7 +100,7 @@ def schedule_product(
     skew = choose("skew", [0, QUAD], QUAD)
     # With one stage an SM computes or copies. Two are enough: the 1000 cycles of multiply-adds of a step are longer
     # than the wait for DRAM (about 600).
-    stage_options = [s for s in (1, 2, 3, 4) if s == 1 or s * tile.shared_bytes(step, QUAD) <= STATIC_SHARED]
+    stage_options = [s for s in (1, 2, 3, 4) if s * tile.shared_bytes(step, QUAD) <= STATIC_SHARED]
     stages = choose("stages", stage_options, 2 if 2 in stage_options and depth > step else 1)
 
     sch.pad_einsum(anchor, [1, tile.height, tile.width, step])
@@ -147,7 +108,7 @@ def schedule_product(
     if output is None:
         return None
     copy = sch.cache_write(anchor, 0, "local")
-    interleave(sch, anchor, copy)
+    interleave(sch, anchor, copy, tile)
     thread, step_loop, quad_loop = split(sch, anchor, tile, step)
     for index, (width, extra) in enumerate([(left_width, skew), (right_width, 0)]):
         shared = to_shared(sch, anchor, index, step_loop, tile.threads, width)
@@ -162,36 +123,6 @@ def schedule_product(
     if stages > 1:
         annotate_pipeline(sch, step_loop, 2, stages)
     return sch
-
-
-def tile_cost(tile: Tile, sizes: Sequence[int], machine: GpuMachine) -> tuple[float, int]:
-    """Time of `tile` for a product of `sizes` (batch, rows, columns), were all blocks to run in turns; its threads."""
-    batch, rows, columns = sizes
-    blocks = batch * math.ceil(rows / tile.height) * math.ceil(columns / tile.width)
-    turns = math.ceil(blocks / machine.sms)
-    resident = min(turns, machine.registers_per_sm // (tile.registers * tile.threads), 4)
-    warps = max(resident, 1) * tile.threads // 32
-    loads = 1 / tile.rows + 1 / (QUAD * tile.vectors) + 1 / tile.height + 1 / tile.width
-    # Of equals the one with fewer threads that compute what is cropped.
-    return turns * tile.height * tile.width * (0.25 + loads) * max(1.0, WARPS_THAT_HIDE / warps), blocks * tile.threads
-
-
-def best_tile(sizes: Sequence[int], machine: GpuMachine) -> Tile:
-    """The tile of the least time: large ones load less, small ones fill all SMs."""
-    options = [
-        Tile(down, across, height, vectors)
-        for down in (1, 2, 4) for across in (1, 2, 4) for height in (1, 2, 4, 8) for vectors in (1, 2)
-        if down * across <= WARPS_THAT_HIDE
-    ]  # fmt: skip
-    return min(options, key=lambda tile: tile_cost(tile, sizes, machine))
-
-
-def choose_tile(sizes: Sequence[int], machine: GpuMachine, choose: Any) -> Tile:
-    """The best tile, or what search chooses."""
-    best = best_tile(sizes, machine)
-    down = choose("warps_down", [1, 2, 4], best.warps_down)
-    across = choose("warps_across", [a for a in (1, 2, 4) if a * down <= WARPS_THAT_HIDE], best.warps_across)
-    return Tile(down, across, choose("rows", [1, 2, 4, 8], best.rows), choose("vectors", [1, 2], best.vectors))
 
 
 def absorb(sch: Schedule, output: Any, sizes: list[int], tile_width: int) -> None:
@@ -216,7 +147,7 @@ def absorb(sch: Schedule, output: Any, sizes: list[int], tile_width: int) -> Non
         bind_elementwise(sch, output)
 
 
-def interleave(sch: Schedule, anchor: Any, copy: Any) -> None:
+def interleave(sch: Schedule, anchor: Any, copy: Any, tile: Tile) -> None:
     """Rows as (row // 4, row % 4) and columns as (column // 32, column % 32), in the loops and in all buffers.
 
     A thread's tile is then a box, of rows t, t + 4, ..., and TensorIR finds that it needs no more than this box.
@@ -224,10 +155,10 @@ def interleave(sch: Schedule, anchor: Any, copy: Any) -> None:
     left, right = (find_block(sch, f"{n}_pad") or find_block(sch, n) for n in ("left", "right"))
 
     def split_rows(i: Any) -> tuple[Any, Any]:
-        return i // LANE_ROWS, i % LANE_ROWS
+        return i // tile.lane_rows, i % tile.lane_rows
 
     def split_columns(j: Any) -> tuple[Any, Any]:
-        return j // WARP_COLUMNS, j % WARP_COLUMNS
+        return j // tile.warp_columns, j % tile.warp_columns
 
     sch.transform_block_layout(anchor, lambda b, i, j, k: (b, *split_rows(i), *split_columns(j), k))
     sch.transform_block_layout(copy, lambda b, i, j: (b, *split_rows(i), *split_columns(j)))
@@ -241,7 +172,7 @@ def split(sch: Schedule, anchor: Any, tile: Tile, step: int) -> tuple[Any, Any, 
     batch, rows, lane_row, columns, lane_column, depth = sch.get_loops(anchor)
     block_y, warp_y, row = sch.split(rows, [None, tile.warps_down, tile.rows])
     block_x, warp_x, vector = sch.split(columns, [None, tile.warps_across, tile.vectors])
-    lane_column, lane = sch.split(lane_column, [LANE_COLUMNS, QUAD])
+    lane_column, lane = sch.split(lane_column, [tile.lane_columns, QUAD])
     steps, quads, inner = sch.split(depth, [None, step // QUAD, QUAD])
     sch.reorder(batch, block_y, block_x, warp_y, warp_x, lane_row, lane_column, steps, quads, inner, row, vector, lane)
     sch.bind(batch, "blockIdx.z")

@@ -11,6 +11,11 @@ Two kernels, of which the first is only there for several rows:
 A kept block costs a thread 4 loads of weights, one of the offset and one a row, for 16 multiply-adds a row. What is
 zero is neither stored nor read. With few rows the columns stand in the threads instead, and a row's values are what all
 read at one address.
+
+The steps, each building on the one before (what they buy is not measured: no GPU yet):
+
+    1. turned   a row a thread: what a warp reads of a column of the left side is one line of memory
+    2. rows     several rows a thread: a kept block's weights, once loaded, serve all of them
 """
 
 from __future__ import annotations

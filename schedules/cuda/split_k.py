@@ -9,9 +9,10 @@ together in shared memory at the end: one kernel, no second pass over partial re
         for r in rows:  sums[r] += left[r][k] * b        # one address for all columns: a broadcast
     output[r] = epilogue(allreduce over thread_y (sums[r]))
 
-It is taken where the best tile's blocks are fewer than the SMs, and the estimate that chose that tile (product.py) says
-that this is faster: it loads more for every multiply-add, but from all SMs. Search may take either (ways.py). No GPU
-has timed them yet; OpenCL on a CPU has run all steps:
+It is taken where the best tile's blocks are fewer than the SMs, and the estimate that chose that tile (product_tile.py)
+says that this is faster: it loads more for every multiply-add, but from all SMs. Search may take either (ways.py).
+
+No GPU has timed them yet; OpenCL on a CPU has run all steps:
 
     1. columns  a thread for each column and share, a row at a time
     2. rows     several rows a thread: an element of the right side is loaded once for them
@@ -29,7 +30,8 @@ from tvmopt.machine import GpuMachine
 
 from ..cpu.common import FIRST, Rung, divisors, find_block
 from .common import THREADS, inline_consumers, inline_producers, regroup
-from .product import OPS, WARPS_THAT_HIDE, best_tile, tile_cost
+from .product import OPS
+from .product_tile import WARPS_THAT_HIDE, best_tile, tile_cost
 
 # Rows a thread sums: with as many elements of the left side in flight they are a quarter of a full SM's registers.
 MOST_ROWS = 8
@@ -63,7 +65,7 @@ class Split:
         return min(options, key=lambda option: self.cost(option, machine))
 
     def cost(self, option: tuple[int, int], machine: GpuMachine) -> float:
-        """Time in the units of product.tile_cost."""
+        """Time in the units of product_tile.tile_cost."""
         height, across = option
         turns = math.ceil(self.rows // height * math.ceil(self.columns / across) / machine.sms)
         warps = min(turns, 4) * across * shares_for(self.shares, across) / 32

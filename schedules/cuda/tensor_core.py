@@ -15,7 +15,7 @@ Shapes that a tile does not divide are filled with zeros where operands are copi
 written. Rows of the shared tiles are 16 bytes longer: the 8 rows of an 8x8 matrix then lie in different banks. The
 instructions' shapes: PTX ISA, "Matrix Fragments for mma.m16n8k16"; the tile sizes are CUTLASS's.
 
-The steps, each building on the one before:
+The steps, each building on the one before (what they buy is not measured: no GPU yet):
 
     1. mma        fragments through shared memory, one a warp
     2. registers  several fragments a warp: a loaded one serves as many multiplications
@@ -27,6 +27,7 @@ The steps, each building on the one before:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,9 @@ FRAGMENT = 16
 
 # 16 bytes of fp16: how much longer a row of a shared tile is.
 SKEW = 8
+
+# Elements of the depth that shared memory holds at a time, and times the stages.
+STEPS = (16, 32, 64)
 
 LADDER = [
     Rung("mma", "fragments through shared memory, one a warp", {}),
@@ -100,16 +104,19 @@ def rule(sch: Schedule, kernel: Any, machine: GpuMachine, choose: Any) -> Schedu
         return None
     batch, rows, columns, depth = (int(iv.dom.extent) for iv in sch.get(anchor).iter_vars)
     widths = [operand_width(sch, find_block(sch, name)) for name in ("left", "right")]
-    tile = choose_tile(batch, rows, columns, machine, choose)
-    step = choose("depth", [16, 32, 64], 32 if depth > FRAGMENT else 16)
+    step = 32 if depth > FRAGMENT else FRAGMENT
+    # A step takes a few hundred cycles only, and DRAM answers after about 600: so two steps are on their way.
+    ahead = min(3, math.ceil(depth / step)) if machine.async_copy else 1
+    tile = choose_tile((batch, rows, columns), step, ahead, machine, choose)
+    steps = [d for d in STEPS if tile.shared_bytes(d, 1) <= machine.shared_per_block]
+    step = choose("depth", steps, min(step, steps[-1]))
     left_width, right_width = (
         choose(name, [w for w in (1, 2, 4, 8) if w <= width], width)
         for name, width in zip(("left_width", "right_width"), widths, strict=True)
     )
     skew = choose("skew", [0, SKEW], SKEW)
-    # A step takes a few hundred cycles only, and DRAM answers after about 600: so two steps are on their way.
-    options = [s for s in (1, 2, 3, 4) if s == 1 or tile.shared_bytes(step, s) <= machine.shared_per_block]
-    stages = choose("stages", options, min(3, options[-1], math.ceil(depth / step)))
+    options = [s for s in (1, 2, 3, 4) if tile.shared_bytes(step, s) <= machine.shared_per_block]
+    stages = choose("stages", options, min(ahead, options[-1], math.ceil(depth / step)))
 
     sch.pad_einsum(anchor, [1, tile.height, tile.width, step])
     output = inline_consumers(sch, anchor)
@@ -132,12 +139,38 @@ def rule(sch: Schedule, kernel: Any, machine: GpuMachine, choose: Any) -> Schedu
     return sch
 
 
-def choose_tile(batch: int, rows: int, columns: int, machine: GpuMachine, choose: Any) -> Tile:
-    """The tile of the least time, were all blocks to run in turns: large ones load less, small ones fill all SMs."""
+def choose_tile(sizes: Sequence[int], step: int, stages: int, machine: GpuMachine, choose: Any) -> Tile:
+    """The best tile for a product of `sizes` (batch, rows, columns), or what search chooses of those that launch."""
+    best = best_tile(sizes, step, stages, machine)
+    numbers = {"fragments_down": 1, "fragments_across": 1, "warps_down": 1, "warps_across": 1}
+
+    def fits(name: str, number: int) -> bool:
+        return tile_of({**numbers, name: number}).shared_bytes(FRAGMENT, 1) <= machine.shared_per_block
+
+    wanted = (best.down, best.across, best.warps_down, best.warps_across)
+    for name, number in zip(list(numbers), wanted, strict=True):
+        # One fragment a warp and one warp always fit: so every choice leaves some for those after it.
+        options = [n for n in (1, 2, 4) if fits(name, n)]
+        numbers[name] = choose(name, options, min(number, options[-1]))
+    return tile_of(numbers)
+
+
+def tile_of(numbers: dict[str, int]) -> Tile:
+    """The tile of these choices."""
+    return Tile(
+        numbers["warps_down"], numbers["warps_across"], numbers["fragments_down"], numbers["fragments_across"]
+    )  # fmt: skip
+
+
+def best_tile(sizes: Sequence[int], step: int, stages: int, machine: GpuMachine) -> Tile:
+    """The tile of the least time, were all blocks to run in turns: large ones load less, small ones fill all SMs.
+
+    Only of those of which shared memory holds `stages` steps: in a larger one multiplications wait for every copy.
+    """
+    batch, rows, columns = sizes
     options = [
         Tile(warps_down, warps_across, down, across)
         for warps_down in (1, 2) for warps_across in (1, 2, 4) for down in (1, 2, 4) for across in (1, 2, 4)
-        if down * across <= 16
     ]  # fmt: skip
 
     def cost(tile: Tile) -> tuple[float, int]:
@@ -148,13 +181,7 @@ def choose_tile(batch: int, rows: int, columns: int, machine: GpuMachine, choose
         idle = max(1.0, 4 / (min(turns, 2) * tile.warps))
         return turns * tile.height * tile.width * (0.5 + loads) * idle, blocks * tile.warps
 
-    best = min(options, key=cost)
-    down = choose("fragments_down", [1, 2, 4], best.down)
-    across = choose("fragments_across", [1, 2, 4], best.across)
-    return Tile(
-        choose("warps_down", [1, 2, 4], best.warps_down), choose("warps_across", [1, 2, 4], best.warps_across),
-        down, across,
-    )  # fmt: skip
+    return min((t for t in options if t.shared_bytes(step, stages) <= machine.shared_per_block), key=cost)
 
 
 def split(sch: Schedule, anchor: Any, tile: Tile, step: int) -> tuple[Any, Any, Any, Any]:

@@ -16,8 +16,8 @@ calls this form WINOGRAD_NONFUSED.
 The steps, each building on the one before (no GPU has timed them yet; OpenCL on a CPU has run them all):
 
     1. threads    a result of the products a thread, and a channel of a tile a thread in both transforms
-    2. to 6.      the steps of product.py, for the products
-    7. channels   as many channels a thread of the transform back as one load brings and its registers hold
+    2. to 8.      the steps of product.py, for the products
+    9. channels   as many channels a thread of the transform back as one load brings and its registers hold
 """
 
 from __future__ import annotations

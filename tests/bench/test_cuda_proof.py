@@ -48,12 +48,12 @@ def test_cuda_opencl_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     file = tmp_path / "proof.json"
     assert command.main(["--rule", "elementwise", "--limit", "2", "--json", str(file), "--markdown"]) == 0
     printed = capsys.readouterr()
-    assert "| rule | compiled, sm_80 | compiled, sm_90 |" in printed.out
+    assert "| rule | compiled, sm_80 | compiled, sm_86 | compiled, sm_89 | compiled, sm_90 |" in printed.out
     environment = results.read(file)["environment"]
     rows = environment["cuda_proof"]
-    assert len(rows) == 6 and all(row["problem"] is None and row["rule"] == "elementwise" for row in rows)
+    assert len(rows) == 10 and all(row["problem"] is None and row["rule"] == "elementwise" for row in rows)
     compiled = [row for row in rows if row["what"] == "compiled"]
-    assert {row["arch"] for row in compiled} == {"sm_80", "sm_90"}
+    assert {row["arch"] for row in compiled} == set(ARCHITECTURES)
     assert all(0 < row["registers"] <= 255 and row["tensor_core"] == 0 < row["instructions"] for row in compiled)
     assert all(row["error"] <= row["allowed"] for row in rows if row["what"] == "executed")
     assert environment["command"] == "python -m bench.cuda_proof --rule elementwise --limit 2 --markdown"
@@ -66,6 +66,27 @@ def test_cuda_tensor_cores_are_counted() -> None:
     prove.prove([products(64, 64, 64, dtype="float16")], ("compile", "execute"), ("sm_90",), rows.append)
     (row,) = rows
     assert row["rule"] == "tensor_core" and row["tensor_core"] > 0 and row["async_copies"] > 0
+
+
+@pytest.mark.parametrize("dtype, wanted", [("float32", 0), ("float16", 1), ("bfloat16", 1)])
+def test_cuda_half_precision_products_are_on_tensor_cores(
+    dtype: str, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code without them is a problem of a product in half precision, and of nothing else."""
+    plain = device.MachineCode(32, 0, 0, device.Counter(["FFMA"]))
+    monkeypatch.setattr(prove, "assemble", lambda source, arch: plain)
+    rows: list[dict[str, Any]] = []
+    prove.prove([products(64, 64, 64, dtype=dtype)], ("compile",), ("sm_80",), rows.append)
+    assert sum(row["problem"] == "no instruction of the tensor cores" for row in rows) == wanted
+
+
+def test_cuda_too_much_shared_memory_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a launch asks for is compared with the limit of the architecture that it is compiled for."""
+    monkeypatch.setattr(check, "_allocated", lambda func, scope: (100 << 10) if scope == "shared.dyn" else 0)
+    monkeypatch.setattr(prove, "assemble", lambda source, arch: device.MachineCode(32, 0, 0, device.Counter(["HMMA"])))
+    rows: list[dict[str, Any]] = []
+    prove.prove([products(64, 64, 64, dtype="float16")], ("compile",), ("sm_80", "sm_86", "sm_89"), rows.append)
+    assert {row["arch"] for row in rows if row["problem"]} == {"sm_86", "sm_89"}
 
 
 @needs_pocl
@@ -139,10 +160,22 @@ def test_guard_zones_of_a_gpu(dtype: str) -> None:
         buffer.read()
 
 
+A100 = named_gpu("sm_80")
+
+
 @pytest.mark.parametrize("shared, spilled", [(48 << 10, 0), ((48 << 10) + 1, 0), (0, 33)])
 def test_what_may_not_be_in_machine_code(shared: int, spilled: int) -> None:
     code = device.MachineCode(32, spilled, shared, device.Counter(["FFMA"]))
-    assert len(check.wrong(code)) == (shared > 48 << 10) + (spilled > 32)
+    assert len(check.wrong(code, 0, A100)) == (shared > 48 << 10) + (spilled > 32)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_cuda_what_no_launch_gets_of_shared_memory(arch: str) -> None:
+    machine = named_gpu(arch)
+    code = device.MachineCode(32, 0, 1024, device.Counter(["HMMA"]))
+    assert not check.wrong(code, machine.shared_per_block - 1024, machine)
+    (said,) = check.wrong(code, machine.shared_per_block - 1023, machine)
+    assert arch in said and str(machine.shared_per_block) in said
 
 
 @pytest.mark.parametrize("names, flushes, right", [
@@ -151,7 +184,7 @@ def test_what_may_not_be_in_machine_code(shared: int, spilled: int) -> None:
     (["FMUL.FTZ", "FCHK"], False, False),
 ])  # fmt: skip
 def test_fast_math_is_told_from_exact_division(names: list[str], flushes: bool, right: bool) -> None:
-    assert (not check.wrong(device.MachineCode(32, 0, 0, device.Counter(names), flushes))) == right
+    assert (not check.wrong(device.MachineCode(32, 0, 0, device.Counter(names), flushes), 0, A100)) == right
 
 
 @needs_nvcc
@@ -163,7 +196,7 @@ def test_cuda_what_flushes_is_seen(add: str, right: bool) -> None:
     )
     code = device.assemble(source, "sm_80")
     assert bool(code.flushing) != right
-    assert (not check.wrong(code)) == right
+    assert (not check.wrong(code, 0, A100)) == right
 
 
 @needs_nvcc

@@ -29,8 +29,10 @@ def test_no_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     "arguments, said",
     [
         ([*KERNEL, "--dtype", "float8"], "--dtype float8: choose from float32, float16, bfloat16"),
-        ([*KERNEL, "--ladder"], "--ladder is for CPUs"),
-        ([*KERNEL, "--show", "asm"], "--show is for CPUs"),
+        ([*KERNEL, "--tune", "8"], "--tune is for CPUs"),
+        ([*KERNEL, "--show", "asm"], "--show asm: a kernel of a GPU has tir, cuda, ptx"),
+        ([*KERNEL, "--ladder", "--arch", "sm_90"], "--arch: kernels are timed on the GPU that is here"),
+        ([*KERNEL[2:], "--arch", "sm_90"], "--arch: names a GPU"),
         ([*KERNEL, "--sparsity", "0.5", "--dtype", "float16"], "sparse kernels for GPUs compute in float32"),
         ([*KERNEL, "--sparsity", "0.5", "--strategy", "dense=sparse"], "leave --ladder, --tune and --strategy out"),
         ([*KERNEL[2:], "--dtype", "float16"], "on a CPU kernels are timed in float32"),

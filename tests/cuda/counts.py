@@ -8,6 +8,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from tvmopt.nvcc import find_nvcc
+
 VARIABLE = "TVMOPT_CI_COUNTS"
 
 
@@ -33,6 +35,28 @@ def table(lines: list[str]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def verdict(lines: list[str], nvcc: Path | None) -> tuple[str, bool]:
+    """How many were compiled and executed, in words, and whether that will do.
+
+    nvcc cannot be installed everywhere: without it nothing is compiled, and that is said. PoCL can: where nothing was
+    executed, it is missing or the tests are broken.
+    """
+    whats = [json.loads(line)["what"] for line in lines]
+    compiled, executed = (whats.count(what) for what in ("compiled", "executed"))
+    said = [f"compiled: {compiled}, executed: {executed}"]
+    if nvcc is None:
+        said.append("there is no nvcc on this machine: NO CUDA KERNEL WAS COMPILED")
+    elif not compiled:
+        said.append(f"{nvcc} is here and nothing was compiled")
+    if not executed:
+        said.append("nothing was executed: apt-get install pocl-opencl-icd, pip install pyopencl")
+    return "\n".join(said), executed > 0 and (nvcc is None or compiled > 0)
+
+
 if __name__ == "__main__":
     # TVMOPT_CI_COUNTS=counts.jsonl pytest tests/cuda; python -m tests.cuda.counts counts.jsonl
-    print(table(Path(sys.argv[1]).read_text().splitlines()))
+    noted = Path(sys.argv[1]).read_text().splitlines()
+    print(table(noted))
+    text, good = verdict(noted, find_nvcc())
+    print(text)
+    raise SystemExit(not good)

@@ -7,8 +7,8 @@ from tvm import te, topi
 from tvmopt.schedules.cuda import LADDERS
 
 from bench.covering import covering
-from bench.cuda_proof.cases.base import Case, random
-from bench.cuda_proof.cases.columns import SHAPES, case, typical
+from bench.cuda_proof.cases.base import HALF, Case, random
+from bench.cuda_proof.cases.columns import SHAPES, case, narrow, typical
 from bench.ladder import Taken
 from tests.cuda.support import ARCHITECTURES, compiled, executed, needs_nvcc, scheduled
 from tvmopt.machine import named_gpu
@@ -45,6 +45,15 @@ def test_cuda_declines_sums_that_are_used_twice() -> None:
     out = te.compute(data.shape, lambda n, y, x, c: data[n, y, x, c] * half[n, 0, 0, c] + total[n, 0, 0, c], name="out")
     one = Case("twice", 35, te.create_prim_func([data, out]), lambda: random((2, 5, 7, 16)), lambda x: x[0])
     assert apply_rule(one.kernel, named_gpu("sm_80"), rules("cuda")) is None
+
+
+@needs_nvcc
+@pytest.mark.parametrize("dtype", HALF)
+def test_cuda_half_precision(dtype: str) -> None:
+    """Sums in fp32, and nothing on the stack."""
+    for one in (narrow("mean", 1, 7, 7, 2048, dtype), narrow("gate", 1, 8, 8, 64, dtype)):
+        code = compiled(one, "sm_90")
+        assert scheduled(one).rule.name == "columns" and code.spilled == 0 and not code.has("LDL"), one.label
 
 
 @needs_nvcc

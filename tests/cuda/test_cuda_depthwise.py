@@ -7,6 +7,7 @@ import random
 import pytest
 from tvmopt.schedules.cuda import LADDERS
 
+from bench.cuda_proof.cases.base import HALF
 from bench.cuda_proof.cases.depthwise import MOBILE, boundary, case
 from bench.ladder import Taken
 from tests.cuda.support import ARCHITECTURES, COMPILED, compiled, executed, needs_nvcc
@@ -34,6 +35,15 @@ def test_cuda_instructions(arch: str) -> None:
     code = compiled(case(**MOBILE), arch)
     assert code.spilled == 0 and code.registers <= 128
     assert code.has("LDG.E.128") and code.has("STG.E.128") and code.has("FFMA")
+
+
+@needs_nvcc
+@pytest.mark.parametrize("dtype", HALF)
+def test_cuda_half_precision_is_loaded_by_128_bits(dtype: str) -> None:
+    """8 channels a thread, whose sums are in fp32 registers."""
+    code = compiled(case(dtype, **MOBILE), "sm_90")
+    assert code.spilled == 0 and code.registers <= 128 and not code.has("LDL")
+    assert code.has("LDG.E.128") and code.has("STG.E.128") and code.has("FFMA") and not code.has("LDG.E.64")
 
 
 @needs_nvcc

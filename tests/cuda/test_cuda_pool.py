@@ -25,3 +25,11 @@ def test_opencl_runs_every_rung(index: int) -> None:
 def test_cuda_instructions(arch: str) -> None:
     code = compiled(pool("max", (1, 112, 112, 64), 3, 2, 1), arch)
     assert code.spilled == 0 and code.has("LDG.E.128") and code.has("STG.E.128")
+
+
+@needs_nvcc
+@pytest.mark.parametrize("kind, dtype, load", [("max", "float16", "LDG.E.128"), ("avg", "bfloat16", "LDG.E.64")])
+def test_cuda_half_precision(kind: str, dtype: str, load: str) -> None:
+    """128 bits a load; 64 for averages, whose border is a constant of fp32: TVM makes vectors of 4 of such only."""
+    code = compiled(pool(kind, (1, 112, 112, 64), 3, 2, 1, dtype), "sm_90")
+    assert code.spilled == 0 and code.has(load)

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from tvmopt.schedules.cuda import LADDERS
 
+from bench.cuda_proof import check
 from bench.cuda_proof.cases.base import Case
 from bench.cuda_proof.cases.product import convolution_cases, convolutions, product_cases, products
 from bench.ladder import Taken
-from tests.cuda.support import ARCHITECTURES, COMPILED, compiled, executed, needs_nvcc
+from tests.cuda.support import ARCHITECTURES, COMPILED, compiled, executed, needs_nvcc, scheduled
+from tvmopt.machine import named_gpu
+from tvmopt.tuning.log import structural_hash
 
 CASES = {"product": product_cases, "convolution": convolution_cases}
 LARGE = products(2048, 2048, 2048)
@@ -76,6 +79,14 @@ def test_cuda_many_boundary_values_compile(arch: str) -> None:
 @pytest.mark.parametrize("index", range(len(LADDERS["product"])), ids=[rung.name for rung in LADDERS["product"]])
 def test_opencl_runs_every_rung(index: int) -> None:
     executed(products(129, 100, 67), choose=Taken(LADDERS["product"], index))
+
+
+def test_cuda_every_rung_is_another_schedule() -> None:
+    """The first has a warp's results below each other, in the second they are side by side."""
+    made = [scheduled(LARGE, choose=Taken(LADDERS["product"], i)) for i in range(len(LADDERS["product"]))]
+    assert len({structural_hash(one.schedule.mod) for one in made}) == len(made)
+    texts = [check.source(one, named_gpu("sm_80")).text for one in made[:2]]
+    assert ["threadIdx.x) * 2048" in text for text in texts] == [True, False]
 
 
 def test_opencl_other_choices() -> None:

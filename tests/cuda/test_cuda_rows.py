@@ -13,8 +13,8 @@ from tvm.s_tir import Schedule
 from tvmopt.schedules.cuda import LADDERS
 
 from bench.cuda_proof import opencl
-from bench.cuda_proof.cases.base import Arrays, Case, random
-from bench.cuda_proof.cases.rows import case, cases, typical
+from bench.cuda_proof.cases.base import HALF, Arrays, Case, random
+from bench.cuda_proof.cases.rows import case, cases, narrow, typical
 from bench.ladder import Taken
 from tests.cuda.support import ARCHITECTURES, compiled, executed, has_pocl, needs_nvcc, scheduled
 from tvmopt.graph.gpu_default import schedule_default
@@ -87,6 +87,15 @@ def test_opencl_rows_of_one_element_by_default() -> None:
     default = schedule_default(one.func, named_gpu("sm_80").target())
     sch = Schedule(tvm.IRModule({"main": default.with_attr("global_symbol", "main")}))
     assert np.array_equal(opencl.run(sch, one.inputs())[-1], np.ones((5, 1), "float32"))
+
+
+@needs_nvcc
+@pytest.mark.parametrize("dtype", HALF)
+def test_cuda_half_precision(dtype: str) -> None:
+    """Sums in fp32, and nothing on the stack."""
+    for one in (narrow("softmax", (2, 8, 128), 1024, dtype), narrow("mean", (129,), 768, dtype)):
+        code = compiled(one, "sm_90")
+        assert scheduled(one).rule.name == "rows" and code.spilled == 0 and not code.has("LDL"), one.label
 
 
 @needs_nvcc

@@ -232,7 +232,7 @@ def test_on_the_gpu(dtype: str, sizes: tuple[int, int, int], choices: dict[str, 
     from tvmopt.machine import detect_gpu
 
     gpu = detect_gpu()
-    if gpu is None or gpu.capability != wgmma.CAPABILITY:
+    if gpu is None or not gpu.warpgroup_mma:
         pytest.skip("this GPU has no wgmma")
     case = products(*sizes, dtype=dtype)
     made = apply_rule(case.kernel, gpu, rules("cuda"), Recorder(choices))

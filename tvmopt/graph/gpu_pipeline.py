@@ -1,7 +1,10 @@
 """TVM's lowering of a GPU's kernels: scheduled TensorIR by one list of passes, what is written in TIRx by another.
 
 A module may hold both. TVM picks one pipeline for all its functions, and neither takes the other's: TIRx says what each
-thread does, and has no blocks to place.
+thread does, and has no blocks to place. What MetaSchedule puts on tensor cores has `wmma` fragments. Where their sums
+take the operands' place in shared memory, TVM 0.27 misses that they are fp32 there and the operands were fp16, and
+refuses its own code ("tvm_access_ptr element type must match the source buffer"): such functions are lowered with its
+other way of sharing memory.
 """
 
 from __future__ import annotations
@@ -9,8 +12,10 @@ from __future__ import annotations
 from typing import Any
 
 import tvm
+from tvm.s_tir import SBlock
 from tvm.s_tir.pipeline import default_s_tir_pipeline
 from tvm.tirx.compilation_pipeline import register_tir_pipeline, tirx_pipeline
+from tvm_ffi import structural_walk
 
 from tvmopt.graph.gpu_compiler import compiling
 from tvmopt.machine_gpu import has_async_copy
@@ -26,21 +31,37 @@ def is_in_tirx(func: object) -> bool:
     return isinstance(func, tvm.tirx.PrimFunc) and func.attrs is not None and bool(func.attrs.get(IN_TIRX, False))
 
 
+def has_fragments(func: object) -> bool:
+    """Whether `func` is a scheduled kernel with `wmma` fragments."""
+    if not isinstance(func, tvm.tirx.PrimFunc):
+        return False
+    blocks: list[SBlock] = []
+    structural_walk(func.body, (SBlock, blocks.append))
+    return any(buffer.scope().startswith("wmma") for block in blocks for buffer in block.alloc_buffers)
+
+
+def _is_other(func: object) -> bool:
+    return not is_in_tirx(func) and not has_fragments(func)
+
+
 def _pipeline() -> tuple[tvm.transform.Pass, object, object]:
     # What follows, of host code and of device code, is the same for both.
     lower, finish_host, finish_device = default_s_tir_pipeline()
     lower_tirx, *_ = tirx_pipeline()
 
+    def lower_fragments(module: tvm.IRModule) -> tvm.IRModule:
+        around = tvm.transform.PassContext.current()
+        config = {**around.config, "tirx.merge_static_smem": True}
+        with tvm.transform.PassContext(around.opt_level, instruments=list(around.instruments), config=config):
+            return lower(module)
+
     @tvm.transform.module_pass(opt_level=0, name="tvmopt.LowerEach")
     def lower_each(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        functions = list(module.functions_items())
-        written = {var: func for var, func in functions if is_in_tirx(func)}
-        if not written:
-            return lower(module)
-        others = {var: func for var, func in functions if var not in written}
-        lowered = lower_tirx(tvm.IRModule(written, attrs=module.attrs))
-        if others:
-            lowered.update(lower(tvm.IRModule(others, attrs=module.attrs)))
+        lowered = tvm.IRModule({}, attrs=module.attrs)
+        for is_one, through in (is_in_tirx, lower_tirx), (has_fragments, lower_fragments), (_is_other, lower):
+            part = {var: func for var, func in module.functions_items() if is_one(func)}
+            if part:
+                lowered.update(through(tvm.IRModule(part, attrs=module.attrs)))
         return lowered
 
     return lower_each, finish_host, finish_device

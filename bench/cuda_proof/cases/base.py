@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import ml_dtypes  # noqa: F401  (bfloat16 as numpy's)
 import numpy as np
 from tvm import te, tirx
 
@@ -12,16 +13,22 @@ from tvmopt.graph.kernels import Kernel, bytes_moved, describe
 
 Arrays = list[np.ndarray]
 
+HALF = ("float16", "bfloat16")
+
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel, how many terms its sums have, its inputs by seed, and the result they should have."""
+    """A kernel, how many terms its sums have, its inputs by seed, and the result they should have.
+
+    `roundings`: how often a result in half precision is rounded, as behind the sum and behind the bias.
+    """
 
     label: str
     depth: int
     func: tirx.PrimFunc
     inputs: Callable[[], Arrays]
     expected: Callable[[Arrays], np.ndarray]
+    roundings: int = 2
 
     @property
     def kernel(self) -> Kernel:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 import tvm
-from tvm import relax, tirx
+from tvm import relax, te, tirx, topi
 from tvm.relax import transform
 from tvm.script import relax as R
 
 from ...covering import covering
-from .base import Arrays, Case, random
+from .base import HALF, Arrays, Case, random
 from .pool import pool
 
 
@@ -38,6 +38,18 @@ def case(kind: str, batch: int, height: int, width: int, channels: int) -> Case:
     return Case(label, height * width, functions[0], partial(random, shape), partial(_expected, kind=kind))
 
 
+def narrow(kind: str, batch: int, height: int, width: int, channels: int, dtype: str) -> Case:
+    """The mean or the gate in half precision: sums and sigmoid in fp32, between casts."""
+    shape = (batch, height, width, channels)
+    data = te.placeholder(shape, dtype, "data")
+    mean = topi.sum(topi.cast(data, "float32"), [1, 2], keepdims=True) / te.const(height * width, "float32")
+    gate = topi.multiply(data, topi.cast(topi.sigmoid(mean), dtype))
+    func = te.create_prim_func([data, gate if kind == "gate" else topi.cast(mean, dtype)])
+    label = f"{kind} {'x'.join(map(str, shape))} {dtype}"
+    inputs = partial(random, shape, dtype=dtype)
+    return Case(label, height * width, func, inputs, partial(_expected, kind=kind))
+
+
 def _expected(inputs: Arrays, kind: str) -> np.ndarray:
     image = torch.from_numpy(inputs[0].astype("float64"))
     reduced = image.amax((1, 2), keepdim=True) if kind == "max" else image.mean((1, 2), keepdim=True)
@@ -51,6 +63,8 @@ SHAPES: dict[str, list[Any]] = {
     "width": [2, 7, 32],
     "channels": [3, 17, 31, 32, 33, 197, 1000, 2048],
 }
+
+
 def typical() -> list[Case]:
     """Global pooling at the end of networks, and what squeezes and excites."""
     return [
@@ -58,10 +72,12 @@ def typical() -> list[Case]:
         case("gate", 1, 8, 8, 64), case("mean", 3, 1, 32, 1000),
         # More taps than a window has that is unrolled.
         pool("avg", (1, 13, 13, 40), 13, 1, 0),
+        *(narrow(kind, 1, 8, 8, 64, dtype) for kind in ("mean", "gate") for dtype in HALF),
     ]  # fmt: skip
 
 
-
 def boundary() -> list[Case]:
-    """Every pair of boundary values."""
-    return [case(**row) for row in covering(SHAPES, 2, lambda _: True)]
+    """Every pair of boundary values, and some in half precision."""
+    rows = covering(SHAPES, 2, lambda _: True)
+    half = [row for row in rows if row["kind"] != "max"][::4]
+    return [case(**row) for row in rows] + [narrow(**row, dtype=HALF[i % 2]) for i, row in enumerate(half)]

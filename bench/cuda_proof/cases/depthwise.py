@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvmopt.operators.conv2d_nhwc import conv2d_depthwise_nhwc
 
 from ...covering import covering
-from .base import Case
+from .base import HALF, Case
 from .product import convolutions
 
 FACTORS = {
@@ -14,10 +14,10 @@ FACTORS = {
 }  # fmt: skip
 
 
-def case(**row: int) -> Case:
+def case(dtype: str = "float32", **row: int) -> Case:
     """A depthwise convolution of `channels`."""
     channels = row.pop("channels")
-    return convolutions({**row, "in": channels, "out": channels}, operator=conv2d_depthwise_nhwc)
+    return convolutions({**row, "in": channels, "out": channels}, dtype, conv2d_depthwise_nhwc)
 
 
 def boundary() -> list[Case]:
@@ -27,12 +27,13 @@ def boundary() -> list[Case]:
         fits = (row["kernel"] - 1) * row["dilation"] + 1 <= row["size"] + 2 * row["padding"]
         return fits and row["padding"] < row["kernel"]
 
-    return [case(**row) for row in covering(FACTORS, 2, valid)]
+    rows = covering(FACTORS, 2, valid)
+    return [case(**row) for row in rows] + [case(HALF[i % 2], **row) for i, row in enumerate(rows[::4])]
 
 
 MOBILE = {"batch": 1, "channels": 96, "size": 112, "kernel": 3, "stride": 1, "padding": 1, "dilation": 1}
 
 
 def typical() -> list[Case]:
-    """A layer of a MobileNet."""
-    return [case(**MOBILE)]
+    """A layer of a MobileNet, in every dtype."""
+    return [case(dtype, **MOBILE) for dtype in ("float32", *HALF)]

@@ -8,17 +8,23 @@ import numpy as np
 import torch
 from tvm import te, topi
 
-from .base import Arrays, Case, random
+from .base import HALF, Arrays, Case, random
 
 
-def pool(kind: str, shape: tuple[int, ...], kernel: int, stride: int, padding: int) -> Case:
-    """Max or average (the border counted) pooling."""
-    data = te.placeholder(shape, "float32", "data")
+def pool(
+    kind: str, shape: tuple[int, ...], kernel: int, stride: int, padding: int, dtype: str = "float32"
+) -> Case:  # fmt: skip
+    """Max or average (the border counted) pooling; averages of half precision are of fp32, as networks have them."""
+    data = te.placeholder(shape, dtype, "data")
+    cast = kind == "avg" and dtype != "float32"
+    wide = te.compute(shape, lambda *i: data(*i).astype("float32"), name="wide") if cast else data
     window, steps, border = (kernel, kernel), (stride, stride), (padding,) * 4
-    out = topi.nn.pool2d(data, window, steps, (1, 1), border, kind, layout="NHWC", count_include_pad=True)
-    label = f"{kind} {'x'.join(map(str, shape))} {kernel} {stride} {padding}"
+    out = topi.nn.pool2d(wide, window, steps, (1, 1), border, kind, layout="NHWC", count_include_pad=True)
+    result = te.compute(out.shape, lambda *i: out(*i).astype(dtype), name="narrow") if cast else out
+    label = f"{kind} {'x'.join(map(str, shape))} {kernel} {stride} {padding} {dtype}"
     expected = partial(_expected, kind=kind, kernel=kernel, stride=stride, padding=padding)
-    return Case(label, kernel * kernel, te.create_prim_func([data, out]), partial(random, shape), expected)
+    func = te.create_prim_func([data, result])
+    return Case(label, kernel * kernel, func, partial(random, shape, dtype=dtype), expected)
 
 
 def _expected(inputs: Arrays, kind: str, kernel: int, stride: int, padding: int) -> np.ndarray:
@@ -31,10 +37,12 @@ IMAGES = [("max", (1, 14, 15, 64)), ("avg", (3, 13, 7, 17)), ("max", (3, 8, 9, 3
 
 
 def typical() -> list[Case]:
-    """The first pooling of a residual network."""
-    return [pool("max", (1, 112, 112, 64), 3, 2, 1)]
+    """The first pooling of a residual network, in every dtype."""
+    return [pool("max", (1, 112, 112, 64), 3, 2, 1, dtype) for dtype in ("float32", *HALF)]
 
 
 def boundary() -> list[Case]:
-    """Both kinds and both windows that networks have."""
-    return [pool(kind, shape, *window) for kind, shape in IMAGES for window in [(3, 2, 1), (2, 2, 0)]]
+    """Both kinds and both windows that networks have, and in half precision one of each."""
+    windows = [(3, 2, 1), (2, 2, 0)]
+    narrow = [pool(kind, shape, *windows[0], dtype) for kind, shape in IMAGES for dtype in HALF]
+    return [pool(kind, shape, *window) for kind, shape in IMAGES for window in windows] + narrow

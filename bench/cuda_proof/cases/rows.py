@@ -14,7 +14,7 @@ from tvm.relax import transform
 from tvm.script import relax as R
 
 from ...covering import covering
-from .base import Arrays, Case, random
+from .base import HALF, Arrays, Case, random
 
 Emit = Callable[[relax.BlockBuilder, list[relax.Var]], relax.Expr]
 
@@ -69,6 +69,23 @@ def case(kind: str, lead: tuple[int, ...], length: int) -> Case:
     return fused(label, [shape], length, *one[kind])
 
 
+def narrow(kind: str, lead: tuple[int, ...], length: int, dtype: str) -> Case:
+    """A softmax or mean of half precision: in fp32 between the casts of what is read and of the result."""
+    shape = (*lead, length)
+    read = te.placeholder(shape, dtype, "X")
+    wide = topi.cast(read, "float32")
+    softmax = kind == "softmax"
+    result = topi.nn.softmax(wide) if softmax else topi.sum(wide, -1) / te.const(length, "float32")
+
+    def expected(inputs: Arrays) -> np.ndarray:
+        data = torch.from_numpy(inputs[0].astype("float64"))
+        return (torch.softmax(data, -1) if softmax else data.mean(-1)).numpy()
+
+    func = te.create_prim_func([read, topi.cast(result, dtype)])
+    label = f"{kind} {'x'.join(map(str, shape))} {dtype}"
+    return Case(label, length, func, partial(random, shape, dtype=dtype), expected)
+
+
 KINDS = ["softmax", "log_softmax", "layer_norm", "layer_norm_2d", "mean", "sum", "max", "halved"]
 SHAPES: dict[str, list[Any]] = {
     "kind": KINDS,
@@ -90,9 +107,11 @@ def typical() -> list[Case]:
         case("layer_norm", (129,), 33),
         case("layer_norm_2d", (3,), 31), case("mean", (2, 5), 32), case("sum", (129,), 1000), case("max", (3,), 31),
         case("halved", (2, 5), 1024),
+        *(narrow(kind, (2, 8, 128), 1024, dtype) for kind in ("softmax", "mean") for dtype in HALF),
     ]  # fmt: skip
 
 
 def boundary() -> list[Case]:
-    """Every pair of boundary values."""
-    return cases(2)
+    """Every pair of boundary values, and some in half precision."""
+    shapes: dict[str, list[Any]] = {"kind": ["softmax", "mean"], "lead": [(1,), (129,)], "length": [3, 17, 197, 768]}
+    return cases(2) + [narrow(**row, dtype=HALF[i % 2]) for i, row in enumerate(covering(shapes, 2, lambda _: True))]
