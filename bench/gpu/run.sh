@@ -99,8 +99,8 @@ suffix() {
 search() {
   local name=tune-$1 model=$2 seconds=$3
   shift 3
-  needs=$((2 * seconds + 30)) once "$name" "$python" -m tvmopt.tune "$model" --target cuda \
-    --time-budget "${seconds}s" "$@"
+  needs=$((2 * seconds + 30)) at_most=$((4 * seconds + 60)) once "$name" \
+    "$python" -m tvmopt.tune "$model" --target cuda --time-budget "${seconds}s" "$@"
 }
 
 kernels() {
@@ -143,7 +143,7 @@ searched() {
 kernel() {
   local name=kernel-$1
   shift
-  once "$name" "$python" -m bench.kernels --target cuda "$@" --limit 3 --json "$results/$name.json"
+  at_most=180 once "$name" "$python" -m bench.kernels --target cuda "$@" --limit 3 --json "$results/$name.json"
 }
 
 # Networks, dtypes and batches: the first two are those that Inductor's max-autotune is to be met by.
