@@ -112,7 +112,6 @@ def _search(
     model: Model, machine: AnyMachine, options: BuildOptions, settings: Settings, selected: set[int] | None,
     fresh: bool, report: Report | None, fleet: Fleet | None,
 ) -> Tuned:  # fmt: skip
-    from tvmopt.machine import GpuMachine
     from tvmopt.registry import rules
     from tvmopt.tuning.lines import MANIFEST
     from tvmopt.tuning.log import Log
@@ -147,7 +146,7 @@ def _search(
         strategies = manifest.strategies if goes_on else options.strategies
         if fleet is not None:
             told.note("strategies are as asked for or planned: which is fastest is measured on this machine only")
-        elif selected is None and not isinstance(machine, GpuMachine):
+        elif selected is None:
             strategies = measure_strategies(model, machine, found, strategies, told.note)
         lowered = lower_model(model, machine, strategies, like=manual)
         check_selection(selected, lowered.kernels)

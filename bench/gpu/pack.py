@@ -20,11 +20,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import BinaryIO
 
-# What is packed: TVM and its requirements, what tvmopt's commands import, and pytest with its own. torch's machine has
-# torch and what torch requires.
+# What is packed: TVM and its requirements, what tvmopt's commands import, pytest with its own, and torchvision for the
+# networks, of which the operators in C++ are left out: they fit one build of torch only, and no classifier uses them.
+# torch's machine has torch and what torch requires; Triton comes with torch for CUDA. Not packed are xgboost, which
+# only MetaSchedule's search needs, and scipy, without which bench compares no contenders (its JSON has all samples).
 PACKED = (
     "apache-tvm", "apache-tvm-ffi", "ml_dtypes", "numpy", "typing_extensions", "psutil", "cloudpickle", "tornado",
-    "rich", "Pygments", "markdown-it-py", "mdurl", "pytest", "pluggy", "iniconfig", "packaging",
+    "rich", "Pygments", "markdown-it-py", "mdurl", "pytest", "pluggy", "iniconfig", "packaging", "torchvision",
+    "pillow",
 )  # fmt: skip
 
 # Of a path inside site-packages.
@@ -33,7 +36,7 @@ LEFT_OUT = (
     "*__pycache__/*", "tvm/web/*",
     "tvm/3rdparty/*", "tvm/src/*", "tvm_ffi/3rdparty/*", "tvm_ffi/src/*",
     "numpy/*/tests/*", "numpy/tests/*", "numpy/_core/_simd.*", "numpy/f2py/*", "psutil/tests/*", "tornado/test/*",
-    "bin/*",
+    "torchvision/*.so", "torchvision.libs/*", "bin/*",
 )  # fmt: skip
 
 # The least common denominator of Linux machines that run today's CUDA.

@@ -97,6 +97,8 @@ def test_parts_are_one_archive(tmp_path: Path, size: int, count: int) -> None:
 def test_a_network_is_built_from_it(unpacked: dict[str, str], tmp_path: Path) -> None:
     code = (
         "import numpy, psutil, pytest, rich.progress, torch, tornado, tvm, tvmopt\n"
+        "from tvmopt.torchvision_compat import torchvision\n"
+        "torchvision()\n"
         "made = tvmopt.compile(torch.nn.Linear(16, 16), torch.randn(4, 16), target='cuda', arch='sm_90',\n"
         f"                      variant='manual', log_dir={str(tmp_path)!r})\n"
         f"made.export({str(tmp_path / 'm.so')!r})\n"

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
-
 import pytest
 
 from bench import __main__ as bench_command
-from bench import kernels, kernels_gpu_sparse, on_gpu, peers
+from bench import on_gpu, peers, table
 from tvmopt.errors import TargetError, UsageError
 from tvmopt.machine import named_gpu
 from tvmopt.runtime.timer import event_stopwatch
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Gpu:
@@ -104,44 +99,15 @@ def test_peers_of_a_gpu():
         peers.installed(["openvino"], "cuda")
 
 
+def test_without_scipy_nothing_is_compared_and_nothing_fails(monkeypatch, capsys):
+    monkeypatch.setattr(bench_command.importlib.util, "find_spec", lambda name: None)
+    bench_command._show({"results": []}, True, table)
+    assert "scipy is not installed" in capsys.readouterr().out
+
+
 def test_a_named_gpu_cannot_be_measured_on():
     with pytest.raises(TargetError, match=r"bench/gpu/run\.sh"):
         on_gpu.require(named_gpu("sm_90"))
-
-
-@pytest.mark.parametrize("stage", ["check", "kernels", "networks", "tune"])
-def test_stages_print_their_commands(stage):
-    done = subprocess.run([ROOT / "bench/gpu/run.sh", "--dry-run", stage], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and done.stderr == ""
-    names = [line.split(":")[0] for line in done.stdout.splitlines()]
-    assert names and len(set(names)) == len(names)
-
-
-def commands(stage: str) -> dict[str, list[str]]:
-    """The words of each of a stage's commands, by its name."""
-    done = subprocess.run([ROOT / "bench/gpu/run.sh", "--dry-run", stage], capture_output=True, text=True, check=True)
-    return {name: words.split() for name, _, words in (line.partition(": ") for line in done.stdout.splitlines())}
-
-
-def test_cuda_stages_ask_for_what_there_is():
-    """Options that no command has would be found on a GPU's time only."""
-    asked = {**commands("kernels"), **commands("networks")}
-    parsed = {}
-    for name, (_python, _m, module, *arguments) in asked.items():
-        parser = {"bench": bench_command, "bench.kernels": kernels}[module].parser()
-        parsed[name] = parser.parse_args(arguments)
-    for op in ("gemm", "conv2d"):
-        sparse = parsed[f"kernel-sparse-{op}"]
-        assert sparse.op == (op,) and sparse.sparsity == (0.5, 0.8, 0.9) and sparse.dtype == ("float32",)
-    # Every product has a sparse kernel, not every convolution.
-    wanted = [("conv2d", shape) for shape in sparse.shape]
-    assert kernels_gpu_sparse.supported(wanted, named_gpu("sm_90")) == wanted
-    pruned = parsed["resnet50-float32-b32-pruned"]
-    assert pruned.sparsity == (0.0, 0.8, 0.9) and pruned.method == "block" and pruned.batch == 32
-
-
-def test_a_stage_that_is_none():
-    assert subprocess.run([ROOT / "bench/gpu/run.sh", "all"], capture_output=True, check=False).returncode == 2
 
 
 @pytest.mark.cuda

@@ -117,6 +117,14 @@ def test_cuda_dense_layers() -> None:
     assert dense(100, dtype="bfloat16") == dense(100, dtype="float16", dense="sparse") == "packed"
 
 
+def test_cuda_what_a_log_has_measured_of_a_dense_layer() -> None:
+    assert dense(100, rows=1, **{"dense 1x1024x1024 kept 100": "sparse"}) == "sparse"
+    measured = {"dense 1024x1024x1024 kept 100": "packed"}
+    assert dense(100, **measured) == "packed" and dense(101, **measured) == "sparse"
+    assert dense(100, **measured, dense="sparse") == "sparse"
+    assert dense(900, dtype="float16", **{"dense 1024x1024x1024 kept 900": "sparse"}) == "packed"
+
+
 def test_cuda_sparse_costs_its_steps_its_operations_and_what_it_turns() -> None:
     few, many = Dense(1, 4096, 1024, 400), Dense(8192, 4096, 1024, 400)
     for one in (few, many):

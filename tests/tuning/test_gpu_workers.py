@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.cuda.support import has_pocl
 from tests.tuning.conftest import make_kernel
 from tvmopt.errors import VerificationError
+from tvmopt.machine import named_gpu
 from tvmopt.model import Model, from_module
 from tvmopt.runtime import artifact, timer
 from tvmopt.runtime.gpu import CompiledForGpu
-from tvmopt.tuning import network, rpc_runner
+from tvmopt.tuning import expected, network, rpc_runner, worker
 from tvmopt.tuning.contender import Contender
 from tvmopt.tuning.network import Turns
 from tvmopt.tuning.process import Process, WorkerBroken
@@ -49,6 +51,47 @@ def test_cuda_a_broken_process_says_why_and_ends() -> None:
     with pytest.raises(WorkerBroken, match="illegal memory access"):
         process.ask("measure", "key", 0, 1, limit_s=60.0)
     assert not process.alive
+
+
+def test_opencl_what_is_right_of_a_large_kernel_is_computed_by_a_thread_for_every_output() -> None:
+    if not has_pocl():
+        pytest.skip("no PoCL or no pyopencl")
+    from tvm import te
+    from tvm.s_tir import Schedule
+
+    from bench.cuda_proof import opencl
+    from tvmopt.operators.gemm import gemm
+    from tvmopt.tuning.log import key_module
+
+    a, b = te.placeholder((37, 41), name="a"), te.placeholder((41, 29), name="b")
+    module = key_module(te.create_prim_func([a, b, gemm(a, b)]))
+    left, right = (np.random.default_rng(0).standard_normal(shape, "float32") for shape in ((37, 41), (41, 29)))
+    found = opencl.run(Schedule(expected.plainly(module)), [left, right])[-1]
+    np.testing.assert_allclose(found, left @ right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("limit, kinds", [(1e9, ["llvm", "cuda"]), (1.0, ["cuda", "cuda"])])
+def test_cuda_only_large_kernels_are_referred_to_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, limit: float, kinds: list[str]
+) -> None:
+    """Both ends with arguments where the code runs."""
+    import tvm
+
+    compiled: list[str] = []
+
+    def compile_for(target: Any, module: Any) -> Any:
+        compiled.append(target.kind.name)
+        return {"main": lambda *arguments: arguments[-1].copyfrom(np.ones((64, 64), "float32"))}
+
+    monkeypatch.setattr(expected, "LARGE_FLOPS", limit)
+    monkeypatch.setattr(worker, "_compile", compile_for)
+    monkeypatch.setattr(worker, "_watch", lambda *_: 1e-3)
+    monkeypatch.setattr(worker.Worker, "_device", lambda self, target: tvm.cpu())
+    module = tvm.ir.save_json(tvm.IRModule({"main": make_kernel().func.with_attr("global_symbol", "main")}))
+    spec = {"target": dict(named_gpu("sm_90").target().export()), "outputs": [2], "dtype": "float32", "strategy": None,
+            "seed": 0}  # fmt: skip
+    assert worker.Worker().kernel("key", module, module, spec) == 1e-3
+    assert compiled == kinds
 
 
 def product(read: str, written: str) -> Any:

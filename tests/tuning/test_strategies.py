@@ -202,7 +202,7 @@ def test_a_sparse_kernel_is_timed_over_the_whole_input() -> None:
     scheduled = apply_rule(kernel, machine, rules(machine.kind))
     assert scheduled is not None
     worker = StrategyWorker()
-    worker.add("one", tvm.ir.save_json(scheduled.schedule.mod), dict(machine.target().export()), (1, 2), False)
+    worker.add("one", tvm.ir.save_json(scheduled.schedule.mod), dict(machine.target().export()), (1, 2), 0)
     (arguments,) = worker._kernels["one"][1]
     (offsets,) = [array for array in (argument.numpy() for argument in arguments) if array.dtype == np.int32]
     assert offsets.min() >= 0 and offsets.max() < 64 and all(len(set(row)) == 6 for row in offsets)

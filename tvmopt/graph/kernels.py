@@ -115,7 +115,10 @@ def geometry_of(func: tirx.PrimFunc) -> str | None:
     for block in blocks.values():
         if GEOMETRY_ATTR in block.annotations:
             return str(block.annotations[GEOMETRY_ATTR])
-    # A packed product has no such annotation: with one it would be another kernel than the tuning logs have.
+    # Dense products have no such annotation: a packed one would be another kernel than the tuning logs have.
+    if "gemm" in blocks:
+        _, rows, columns, depth = (int(iv.dom.extent) for iv in blocks["gemm"].iter_vars)
+        return Dense(rows, depth, columns).geometry
     if not {"dense", "unblock"} <= set(blocks):
         return None
     *lead, columns = (int(iv.dom.extent) for iv in blocks["unblock"].iter_vars)

@@ -7,11 +7,9 @@ a transposition: the layout of tensor cores' operands, and cuDNN's own choice fo
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax
 
@@ -21,9 +19,7 @@ from tvmopt.graph.fold import rebuild
 from tvmopt.graph.nhwc_ops import HANDLERS
 from tvmopt.machine import GpuMachine
 from tvmopt.operators.conv2d import Conv2d
-from tvmopt.operators.conv2d_sparse_nhwc import SPARSE_BLOCK
 from tvmopt.operators.dense import Dense
-from tvmopt.operators.sparse import most_kept
 
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
@@ -45,13 +41,13 @@ class ChannelsLast(Blocker):
         self.decided[conv.geometry] = Decision(way, strategy_gpu.ways(conv, dtype))
         return way
 
-    def choose_dense(self, left: Sequence[int], weight: np.ndarray) -> str:
-        """The way a dense layer is lowered: the product of `left`'s shape (..., K) with `weight` (K, N)."""
+    def choose_dense(self, layer: Dense, dtype: str) -> str:
+        """The way `layer`, computing in `dtype`, is lowered, which is noted where there is more than one."""
         assert isinstance(self.machine, GpuMachine)
-        depth, columns = weight.shape
-        kept = most_kept(weight.T, SPARSE_BLOCK)
-        product = Dense(math.prod(left[:-1]), depth, columns, kept)
-        return strategy_gpu.decide_dense(product, str(weight.dtype), self.strategies, self.machine)
+        way = strategy_gpu.decide_dense(layer, dtype, self.strategies, self.machine)
+        if len(possible := strategy_gpu.ways_dense(layer, dtype)) > 1:
+            self.decided[layer.geometry] = Decision(way, possible, "dense")
+        return way
 
     def blocked(self, expr: relax.Expr) -> relax.Expr:
         """A four-dimensional argument as NHWC."""

@@ -6,6 +6,7 @@ A handler takes the state of the pass and the call, emits the new form and retur
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from tvmopt.operators.conv2d_sparse_nhwc import (
     pack_sparse_nhwc_weight,
 )
 from tvmopt.operators.conv2d_winograd_nhwc import conv2d_winograd_nhwc, pack_winograd_nhwc_weight
+from tvmopt.operators.dense import Dense
 from tvmopt.operators.dense_sparse import dense_sparse, pack_sparse_dense_weight
 from tvmopt.operators.gemm import batch_gemm, gemm
 from tvmopt.operators.sparse import most_kept
@@ -86,12 +88,15 @@ def matmul(state: ChannelsLast, call: relax.Call) -> Value | None:
     if len(_shape(left)) < 2 or str(left.ty.dtype) not in _FLOATS:
         return None
     weight = _constant(right)
-    if weight is not None and weight.ndim == 2 and state.choose_dense(_shape(left), weight) == SPARSE:
-        out = sparse_anchor(
-            state, right, lambda: pack_sparse_dense_weight(weight, SPARSE_BLOCK), dense_sparse, state.plain(left),
-            columns=weight.shape[1],
-        )  # fmt: skip
-        return _value(None, 0, out)
+    if weight is not None and weight.ndim == 2:
+        depth, columns = weight.shape
+        layer = Dense(math.prod(_shape(left)[:-1]), depth, columns, most_kept(weight.T, SPARSE_BLOCK))
+        if state.choose_dense(layer, str(weight.dtype)) == SPARSE:
+            out = sparse_anchor(
+                state, right, lambda: pack_sparse_dense_weight(weight, SPARSE_BLOCK), dense_sparse, state.plain(left),
+                columns=columns, geometry=layer.geometry,
+            )  # fmt: skip
+            return _value(None, 0, out)
     if len(_shape(right)) == 2:
         function = gemm
     elif len(_shape(left)) > 2 and _shape(left)[:-2] == _shape(right)[:-2]:

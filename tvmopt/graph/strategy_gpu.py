@@ -114,9 +114,19 @@ def decide(conv: Conv2d, dtype: str, strategies: Mapping[str, str], machine: Gpu
     return asked if asked in rated else DIRECT
 
 
+def ways_dense(product: Dense, dtype: str) -> tuple[str, ...]:
+    """The ways a dense layer of constant weights, computing in `dtype`, can be lowered, `packed` first."""
+    return (PACKED, SPARSE) if dtype == "float32" and product.kept is not None else (PACKED,)
+
+
 def decide_dense(product: Dense, dtype: str, strategies: Mapping[str, str], machine: GpuMachine) -> str:
-    """How a dense layer computing in `dtype` is lowered: as asked for, else by time; in half precision it is packed."""
+    """How a dense layer computing in `dtype` is lowered: as asked for, as a tuning log says, else by time.
+
+    In half precision it is packed.
+    """
     asked = strategies.get("dense", PLAN)
+    if asked == PLAN:
+        asked = strategies.get(f"dense {product.geometry}", PLAN)
     if dtype == "float32" and asked == SPARSE:
         return SPARSE
     if dtype != "float32" or asked != PLAN or product.kept is None:

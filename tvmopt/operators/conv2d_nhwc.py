@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 from tvm import te
 
-from tvmopt.operators import FLOPS_ATTR
 from tvmopt.operators.conv2d import Conv2d
 from tvmopt.operators.gemm import ACCUMULATOR, product
 
@@ -46,7 +45,7 @@ def conv2d_implicit_gemm(
 
     pixels, depth = conv.batch * height * width, conv.kernel[0] * kernel_width * inner
     sizes = (conv.groups, pixels, outer, depth)
-    result = product("conv2d_implicit_gemm", sizes, left, right, str(data.dtype), conv.flops)
+    result = product("conv2d_implicit_gemm", sizes, left, right, str(data.dtype), conv.annotations)
     zero = te.const(0, "int32")
 
     def image(n: te.Var, y: te.Var, x: te.Var, o: te.Var) -> te.PrimExpr:
@@ -72,7 +71,7 @@ def conv2d_depthwise_nhwc(
         return te.sum(value * weight[kh, kw, c].astype(accumulator), axis=[kh, kw])
 
     shape = (conv.batch, height, width, conv.out_channels)
-    result = te.compute(shape, element, name="conv2d_depthwise_nhwc", attrs={FLOPS_ATTR: conv.flops})
+    result = te.compute(shape, element, name="conv2d_depthwise_nhwc", attrs=conv.annotations)
     return te.compute(shape, lambda *i: result(*i).astype(out_dtype or str(data.dtype)), name="out")
 
 

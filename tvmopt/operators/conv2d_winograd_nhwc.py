@@ -68,7 +68,7 @@ def conv2d_winograd_nhwc(
     )
     result = product(
         "conv2d_winograd_nhwc", (a * a, count, outer, inner), lambda b, i, k: tile_in[b // a, b % a, i, k],
-        lambda b, k, j: weight[b, k, j], str(data.dtype), conv.flops,
+        lambda b, k, j: weight[b, k, j], str(data.dtype), conv.annotations,
     )  # fmt: skip
     products = te.compute((a * a, count, outer), lambda *i: result(*i), name="products")
     rows_out = te.compute(

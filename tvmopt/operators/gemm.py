@@ -23,11 +23,12 @@ ACCUMULATOR = "float32"
 
 
 def product(
-    name: str, sizes: tuple[int, int, int, int], left: Element, right: Element, dtype: str, flops: int
+    name: str, sizes: tuple[int, int, int, int], left: Element, right: Element, dtype: str, attrs: dict[str, object]
 ) -> te.Tensor:
     """The anchor `name` over `sizes` (batch, rows, columns, depth) of `left(b, i, k)` and `right(b, k, j)`, of `dtype`.
 
-    Returns (batch, rows, columns) in fp32 (or in float64, where that is `dtype`).
+    attrs: what the anchor's block is annotated with. Returns (batch, rows, columns) in fp32 (or in float64, where that
+    is `dtype`).
     """
     batch, rows, columns, depth = sizes
     accumulator = dtype if dtype == "float64" else ACCUMULATOR
@@ -41,7 +42,7 @@ def product(
             x, y = x.astype(accumulator), y.astype(accumulator)
         return te.sum(x * y, axis=k)
 
-    return te.compute((batch, rows, columns), term, name=name, attrs={FLOPS_ATTR: flops})
+    return te.compute((batch, rows, columns), term, name=name, attrs=attrs)
 
 
 def gemm(left: te.Tensor, right: te.Tensor, *, out_dtype: str | None = None) -> te.Tensor:
@@ -50,7 +51,7 @@ def gemm(left: te.Tensor, right: te.Tensor, *, out_dtype: str | None = None) -> 
     columns, rows = int(right.shape[-1]), math.prod(lead)
     result = product(
         "gemm", (1, rows, columns, depth), lambda b, i, k: left(*split_index(i, lead), k),
-        lambda b, k, j: right[k, j], str(left.dtype), 2 * rows * columns * depth,
+        lambda b, k, j: right[k, j], str(left.dtype), {FLOPS_ATTR: 2 * rows * columns * depth},
     )  # fmt: skip
     zero = te.const(0, "int32")
     return te.compute(
@@ -66,7 +67,8 @@ def batch_gemm(left: te.Tensor, right: te.Tensor, *, out_dtype: str | None = Non
     columns, batch = int(right.shape[-1]), math.prod(lead)
     result = product(
         "batch_gemm", (batch, rows, columns, depth), lambda b, i, k: left(*split_index(b, lead), i, k),
-        lambda b, k, j: right(*split_index(b, lead), k, j), str(left.dtype), 2 * batch * rows * columns * depth,
+        lambda b, k, j: right(*split_index(b, lead), k, j), str(left.dtype),
+        {FLOPS_ATTR: 2 * batch * rows * columns * depth},
     )  # fmt: skip
     return te.compute(
         (*lead, rows, columns),

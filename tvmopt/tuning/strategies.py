@@ -1,8 +1,8 @@
 """Which strategy each convolution and pruned dense layer is fastest by: measured, with manual's schedules.
 
 The network is lowered once for every way there is; each layer's kernels, epilogue included, are then timed in one
-process, taking turns. Weights come from memory in every call where the whole network's do not fit L3, as in the
-network itself: that is what decides between Winograd's tiles.
+process, taking turns. Weights come from memory in every call where the whole network's do not fit L3 (a GPU's L2), as
+in the network itself: that is what decides between Winograd's tiles.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tvmopt.graph.gpu_default import schedule_default
 from tvmopt.graph.kernels import count_calls
 from tvmopt.graph.pipeline import Lowered, lower_model
 from tvmopt.graph.strategy import PLAN, SPARSE, UNSTRUCTURED, is_resident
-from tvmopt.machine import threads_environment
+from tvmopt.machine import GpuMachine, threads_environment
 from tvmopt.operators.sparse import without_kept
+from tvmopt.tuning.log import key_module
 from tvmopt.tuning.process import Process, WorkerError
 
 if TYPE_CHECKING:
+    import tvm
+
     from tvmopt.graph.blocking import Decision
     from tvmopt.graph.kernels import Kernel
-    from tvmopt.machine import Machine
+    from tvmopt.machine import AnyMachine
     from tvmopt.model import Model
     from tvmopt.registry import Rule
 
@@ -29,6 +33,10 @@ if TYPE_CHECKING:
 MARGIN = 0.95
 # Turns of all the kernels together.
 ROUNDS = 15
+# Weights that are to come from memory are as many copies as fill this: three times an L3 of 32 MiB. And a GPU's L2 so
+# many times.
+STREAMED_BYTES = 96 << 20
+_STREAMED_L2 = 3
 _BUILD_LIMIT_S = 60.0
 _TIME_LIMIT_S = 600.0
 
@@ -99,8 +107,18 @@ def _bytes(shape: Sequence[object]) -> int:
     return total
 
 
+def streamed_bytes(weights: int, machine: AnyMachine) -> int:
+    """How many bytes copies of a kernel's weights are to fill, so that every call reads them from memory.
+
+    0 where a network's `weights` stay in the last cache from call to call: in half of it, as `is_resident` says of L3.
+    """
+    if isinstance(machine, GpuMachine):
+        return 0 if weights <= machine.l2 / 2 else _STREAMED_L2 * machine.l2
+    return 0 if is_resident(weights, machine) else STREAMED_BYTES
+
+
 def measure_strategies(
-    model: Model, machine: Machine, rules: Sequence[Rule], strategies: Mapping[str, str], note: Callable[[str], None]
+    model: Model, machine: AnyMachine, rules: Sequence[Rule], strategies: Mapping[str, str], note: Callable[[str], None]
 ) -> dict[str, str]:
     """What to lower `model` with: `strategies`, and the fastest way of each layer beside them.
 
@@ -119,7 +137,7 @@ def measure_strategies(
         return chosen
     ways = sorted({(decision.op, way) for decision in layers.values() for way in decision.possible})
     others = {(op, way): lower_model(model, machine, {**chosen, op: way}, like=lowered) for op, way in ways}
-    streamed = not is_resident(weight_bytes(lowered), machine)
+    streamed = streamed_bytes(weight_bytes(lowered), machine)
     contenders = candidates(layers, others)
     if not contenders:
         return {**lowered.strategies, **chosen}
@@ -137,28 +155,37 @@ def measure_strategies(
     return {**lowered.strategies, **chosen}
 
 
+def _scheduled(kernel: Kernel, machine: AnyMachine, rules: Sequence[Rule]) -> tvm.IRModule | None:
+    """The kernel as manual has it; None where no rule takes it and it is not worth timing as it is."""
+    from tvmopt.registry import apply_rule
+
+    scheduled = apply_rule(kernel, machine, rules)
+    if scheduled is not None:
+        return scheduled.schedule.mod
+    if isinstance(machine, GpuMachine):
+        return key_module(schedule_default(kernel.func, machine.target()))
+    return None
+
+
 def _time(
     contenders: Sequence[Candidate],
-    machine: Machine,
+    machine: AnyMachine,
     rules: Sequence[Rule],
-    streamed: bool,
+    streamed: int,
     note: Callable[[str], None],
 ) -> dict[str, float]:
     """Median seconds a call by candidate's name, all taking turns in one process."""
     import tvm.ir
 
-    from tvmopt.registry import apply_rule
-
     process = Process("tvmopt.tuning.strategy_worker", threads_environment(machine.cores))
     target = dict(machine.target().export())
     try:
         for candidate in contenders:
-            scheduled = apply_rule(candidate.kernel, machine, rules)
+            scheduled = _scheduled(candidate.kernel, machine, rules)
             if scheduled is None:
                 continue
             try:
-                module = tvm.ir.save_json(scheduled.schedule.mod)
-                arguments = (candidate.name, module, target, candidate.constants, streamed)
+                arguments = (candidate.name, tvm.ir.save_json(scheduled), target, candidate.constants, streamed)
                 process.ask("add", *arguments, limit_s=_BUILD_LIMIT_S)
             except WorkerError as error:
                 note(f"{candidate.name}: not measured ({error})")

@@ -84,19 +84,28 @@ class Worker:
         """
         import tvm
 
+        from tvmopt.tuning.expected import finite, inputs, is_large, plainly, wide
+
         module = tvm.ir.load_json(reference)
         target = tvm.target.Target(spec["target"])
         on_gpu = target.kind.name == "cuda"
         kernel = _Kernel([], list(spec["outputs"]), target, spec["dtype"], spec["strategy"], tvm.cpu())
-        # What is right is computed on a CPU: on a GPU a kernel without a schedule does not run.
+        # What is right is computed on a CPU, but for the largest: on a GPU a kernel without a schedule does not run.
         elsewhere = on_gpu or self._is_remote
-        function = _compile(tvm.target.Target("llvm") if elsewhere else target, module)
+        large = on_gpu and not self._is_remote and is_large(module["main"])
+        if large:
+            self._gpu = self._device(target)
+            function = _compile(target, plainly(module))
+        else:
+            function = _compile(tvm.target.Target("llvm") if elsewhere else target, module)
         for positive in (False, True):
-            kernel.arguments = _inputs(module["main"], spec["seed"], positive)
+            kernel.arguments = inputs(module["main"], spec["seed"], positive)
+            if large:
+                kernel.arguments = [tvm.runtime.tensor(one.numpy(), self._gpu) for one in kernel.arguments]
             _run(kernel, function)
             # In fp64 already, as the check wants a reference to be.
-            kernel.expected = [_wide(kernel.arguments[i].numpy()) for i in kernel.outputs]
-            if _finite(kernel.expected):
+            kernel.expected = [wide(kernel.arguments[i].numpy()) for i in kernel.outputs]
+            if finite(kernel.expected):
                 break
         if elsewhere:
             # Others' use of the cores does not count there.
@@ -246,42 +255,6 @@ def _calibrate(kernel: _Kernel, built: Any) -> int:
         # The first calls are slow and would make samples too short: ask once more.
         calls = max(1, round(SAMPLE_S * calls / max(_watch(kernel, built, calls), 1e-7)))
     return calls
-
-
-def _inputs(func: Any, seed: int, positive: bool) -> list[Any]:
-    """Random arguments for every parameter: normal floats, integers that are valid as offsets, indices and masks.
-
-    `positive` floats lie in 0.5 to 1.5, for kernels that take roots or logarithms of what they are given.
-    """
-    import numpy as np
-    import tvm
-
-    from tvmopt.graph.kernels import random_integers
-
-    generator = np.random.default_rng(seed)
-    arguments = []
-    for param in func.params:
-        shape = [int(size) for size in param.shape]
-        dtype = str(param.dtype)
-        if not dtype.startswith(("float", "bfloat")):
-            array: np.ndarray = random_integers(func, shape, generator)
-        elif positive:
-            array = generator.uniform(0.5, 1.5, shape)
-        else:
-            array = generator.standard_normal(shape, dtype=np.float32)
-        empty = tvm.runtime.empty(shape, dtype, tvm.cpu())
-        arguments.append(empty.copyfrom(array.astype(empty.numpy().dtype)))
-    return arguments
-
-
-def _wide(array: np.ndarray) -> np.ndarray:
-    return array.astype("float64") if "float" in array.dtype.name else array.copy()
-
-
-def _finite(arrays: list[np.ndarray]) -> bool:
-    import numpy as np
-
-    return all(np.isfinite(array).all() for array in arrays)
 
 
 def main() -> None:
