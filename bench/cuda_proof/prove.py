@@ -10,10 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from tvmopt.schedules.cuda.product import OPS
-
 from tvmopt.errors import TargetError, one_line
 from tvmopt.machine import GpuMachine, available_cores, detect_gpu, named_gpu
+from tvmopt.operators import GPU_PRODUCTS
 from tvmopt.registry import Scheduled
 
 from . import check, opencl
@@ -67,7 +66,7 @@ def row(what: str, made: Scheduled | None, case: Case, arch: str) -> Row:
 
 def on_tensor_cores(case: Case) -> bool:
     """Whether it is a product in half precision: only a GPU can run what the rules make of it."""
-    return str(case.func.params[0].dtype) in ("float16", "bfloat16") and case.kernel.op in OPS
+    return str(case.func.params[0].dtype) in ("float16", "bfloat16") and case.kernel.op in GPU_PRODUCTS
 
 
 def executes(case: Case) -> bool:

@@ -51,8 +51,10 @@ def test_cuda_opencl_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "| rule | compiled, sm_80 | compiled, sm_86 | compiled, sm_89 | compiled, sm_90 |" in printed.out
     environment = results.read(file)["environment"]
     rows = environment["cuda_proof"]
-    assert len(rows) == 10 and all(row["problem"] is None and row["rule"] == "elementwise" for row in rows)
+    assert all(row["problem"] is None and row["rule"] == "elementwise" for row in rows)
     compiled = [row for row in rows if row["what"] == "compiled"]
+    # Half precision is executed where PoCL has it.
+    assert len(compiled) == 2 * len(ARCHITECTURES) and 1 <= len(rows) - len(compiled) <= 2
     assert {row["arch"] for row in compiled} == set(ARCHITECTURES)
     assert all(0 < row["registers"] <= 255 and row["tensor_core"] == 0 < row["instructions"] for row in compiled)
     assert all(row["error"] <= row["allowed"] for row in rows if row["what"] == "executed")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from tvmopt.schedules.cuda import product
 
 from bench.cuda_proof import check
 from bench.cuda_proof.cases.base import Case
@@ -16,6 +17,7 @@ from bench.cuda_proof.cases.product import products
 from tests.cuda.support import compiled, needs_nvcc, scheduled
 from tvmopt.machine import GpuMachine, named_gpu
 from tvmopt.machine_gpu import ARCHITECTURES
+from tvmopt.operators import GPU_PRODUCTS
 from tvmopt.registry import Recorder, rules
 from tvmopt.tuning.template import Space
 
@@ -87,3 +89,7 @@ def test_cuda_search_offers_what_launches_at_boundary_shapes(rule: str, arch: st
     for case in chosen(rule, 6):
         assert_launches(scheduled(case, arch, Largest()), named_gpu(arch))
         assert_all_drawn_launch(case, arch, 6)
+
+
+def test_the_proof_knows_which_products_are_the_tensor_cores() -> None:
+    assert product.OPS == GPU_PRODUCTS

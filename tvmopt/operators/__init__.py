@@ -14,12 +14,15 @@ GEOMETRY_ATTR = "tvmopt.geometry"
 """Annotation of the anchor block of a convolution or a sparse product: its sizes as text (`Conv2d.geometry`,
 `Dense.geometry`); what is kept of the weights is among them where the kernel is sparse."""
 
+GPU_PRODUCTS = ("gemm", "batch_gemm", "conv2d_implicit_gemm")
+"""Anchors that are matrix products on a GPU, in half precision the work of its tensor cores."""
+
 ANCHORS = (
     "conv2d_direct", "conv2d_pointwise", "conv2d_gemm", "conv2d_winograd", "conv2d_depthwise", "dense", "batch_matmul",
     "softmax", "layer_norm", "attention",
     "conv2d_sparse", "conv2d_sparse_pointwise", "dense_sparse",
     "conv2d_unstructured", "dense_unstructured", "dense_unstructured_rows",
     # For GPUs.
-    "gemm", "batch_gemm", "conv2d_implicit_gemm", "conv2d_depthwise_nhwc", "conv2d_winograd_nhwc",
+    *GPU_PRODUCTS, "conv2d_depthwise_nhwc", "conv2d_winograd_nhwc",
 )  # fmt: skip
 """The names of anchor blocks, which schedule rules look for."""
