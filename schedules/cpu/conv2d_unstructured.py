@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tvm.ir import Call
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
 
@@ -74,16 +75,19 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     vectorize_unroll(sch, sch.decompose_reduction(anchor, k), 1)
     _rowwise(sch, output)
     if planes is not None:
-        n, plane, row, _ = sch.get_loops(planes)
-        filled = sch.fuse(n, plane)
+        n, channel, *phases, row, _ = sch.get_loops(planes)
+        filled = sch.fuse(n, channel)
         if parallel:
             sch.parallel(filled)
+        for phase in phases:
+            sch.unroll(phase)
         try:
             _rowwise(sch, sch.decompose_padding(planes, row))
             _rowwise(sch, planes)
         except ScheduleError:
-            # Without a border it is a copy, which LLVM knows; with phases each has a border of its own.
-            pass
+            # Without a border it is a copy; with phases each has a border of its own, and values lie apart.
+            if not _is_choice(sch, planes):
+                _rowwise(sch, planes)
     return sch
 
 
@@ -104,6 +108,12 @@ def _output(sch: Schedule, stages: Sequence[Any], image: Any) -> Any | None:
         return outputs[0]
     elementwise(sch, outputs[0])
     return image
+
+
+def _is_choice(sch: Schedule, block: Any) -> bool:
+    """Whether what `block` writes depends on a condition."""
+    value = sch.get(block).body.value
+    return isinstance(value, Call) and getattr(value.op, "name", "") == "prim.if_then_else"
 
 
 def _rowwise(sch: Schedule, block: Any) -> None:

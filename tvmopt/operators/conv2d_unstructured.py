@@ -41,8 +41,11 @@ class Planes:
 
     def are_the_input(self, conv: Conv2d) -> bool:
         """Whether the input lies so without a copy: no border, no phases, and nothing is read behind its end."""
-        as_it_is = self.phases == conv.strides == (1, 1) and not any(conv.padding)
-        return as_it_is and (self.rows, self.pitch) == conv.in_size
+        return self.without_border(conv) and (self.rows, self.pitch) == conv.in_size
+
+    def without_border(self, conv: Conv2d) -> bool:
+        """Whether the rows of a plane are those of the input."""
+        return self.phases == conv.strides == (1, 1) and not any(conv.padding) and self.pitch == conv.in_size[1]
 
 
 def planes_of(conv: Conv2d) -> Planes | None:
@@ -91,14 +94,15 @@ def conv2d_unstructured(
 ) -> te.Tensor:
     """Stages: `planes`, the anchor `conv2d_unstructured`, `image`.
 
-    These are (N, planes, rows, pitch), (N, O, bands, vectors, lanes), (N, O, OH, OW); there is no `planes` where the
+    These are (N, I, phases, rows, pitch), (N, O, bands, vectors, lanes), (N, O, OH, OW); there is no `planes` where the
     input itself lies so.
     """
     planes = planes_of(conv)
     assert planes is not None
     pitch, size, band, lanes = planes.pitch, planes.size, planes.band, conv.block
-    height, width = conv.out_size
-    source = data if planes.are_the_input(conv) else _planes(data, conv, planes)
+    (height, width), (ph, pw) = conv.out_size, planes.phases
+    as_it_is = planes.are_the_input(conv)
+    source = data if as_it_is else _planes(data, conv, planes)
     k = te.reduce_axis((0, conv.in_channels * math.prod(conv.kernel)), "k")
 
     def element(n: te.Var, o: te.Var, b: te.Var, v: te.Var, lane: te.Var) -> te.PrimExpr:
@@ -106,8 +110,9 @@ def conv2d_unstructured(
 
         def index(offset: te.PrimExpr) -> tuple[te.PrimExpr, ...]:
             # The divisions fall away when TVM flattens the index.
-            at = offset % size + pixel
-            return n, offset // size, at // pitch, at % pitch
+            plane, at = offset // size, offset % size + pixel
+            phase = () if as_it_is else (plane // pw % ph, plane % pw)
+            return n, plane // (ph * pw), *phase, at // pitch, at % pitch
 
         return row_sum(source, index, values, offsets, ranges, o, k)
 
@@ -120,7 +125,7 @@ def conv2d_unstructured(
         attrs={
             **conv.annotations,
             FLOPS_ATTR: round(operations * conv.inside(0) * conv.inside(1)),
-            OFFSETS_ATTR: describe_rows(int(source.shape[1]), size, farthest, kept),
+            OFFSETS_ATTR: describe_rows(conv.in_channels * ph * pw, size, farthest, kept),
         },
     )
 
@@ -136,10 +141,13 @@ def _planes(data: te.Tensor, conv: Conv2d, planes: Planes) -> te.Tensor:
     (ph, pw), (sh, sw), (top, left, _, _) = planes.phases, conv.strides, conv.padding
     rows, columns = conv.in_size
 
-    def element(n: te.Var, p: te.Var, y: te.Var, x: te.Var) -> te.PrimExpr:
-        y_in, x_in = y * sh + p // pw % ph - top, x * sw + p % pw - left
+    def element(n: te.Var, c: te.Var, down: te.Var, across: te.Var, y: te.Var, x: te.Var) -> te.PrimExpr:
+        y_in, x_in = y * sh + down - top, x * sw + across - left
+        if planes.without_border(conv):
+            # Rows behind the image are read for pixels that are left out only: whatever is there.
+            return data[n, c, te.min(y_in, te.const(rows - 1, "int32")), x_in]
         inside = te.all(y_in >= 0, y_in < rows, x_in >= 0, x_in < columns)
-        return te.if_then_else(inside, data[n, p // (ph * pw), y_in, x_in], te.const(0, data.dtype))
+        return te.if_then_else(inside, data[n, c, y_in, x_in], te.const(0, data.dtype))
 
-    shape = (conv.batch, conv.in_channels * ph * pw, planes.rows, planes.pitch)
+    shape = (conv.batch, conv.in_channels, ph, pw, planes.rows, planes.pitch)
     return te.compute(shape, element, name="planes")
