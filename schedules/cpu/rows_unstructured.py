@@ -74,10 +74,14 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     vectorize_unroll(sch, sch.decompose_reduction(anchor, k), 1)
     vectorize_unroll(sch, output, 0)
 
-    depth, row = sch.get_loops(turned)
+    # Every task turns the rows of its tile, in its core's cache, unless several share one.
+    place = choose("turned", ["task", "stage"], "task" if share == 1 else "stage")
+    if place == "task":
+        sch.compute_at(turned, task, preserve_unit_loops=True)
+    *_, depth, row = sch.get_loops(turned)
     # A line of the cache of every row at a time.
     outer, inner = sch.split(depth, [None, max(d for d in divisors(int(sch.get(depth).extent)) if d <= lanes)])
     sch.reorder(outer, row, inner)
-    if parallel:
+    if parallel and place == "stage":
         sch.parallel(outer)
     return sch

@@ -171,10 +171,9 @@ def test_rows_are_the_matrix() -> None:
         for k in range(begin, end):
             again[panels.offsets[k], panel * 16 + np.arange(16)] += panels.values[k]
     assert np.array_equal(again[:, :40], weight) and not again[:, 40:].any()
-    rows, again = pack_rows(weight, 20, 16), np.zeros_like(weight)
+    rows, again = pack_rows(weight), np.zeros_like(weight)
     for column, (begin, end) in enumerate(rows.ranges):
-        # 20 rows of the input are two registers of 16.
-        again[rows.offsets[begin:end] // 32, column] = rows.values[begin:end]
+        again[rows.offsets[begin:end], column] = rows.values[begin:end]
     assert np.array_equal(again, weight) and len(rows.values) == np.count_nonzero(weight)
 
 
@@ -183,7 +182,7 @@ def test_no_weights_are_an_empty_row_each() -> None:
     for rows in (
         pack_unstructured_weight(np.zeros((32, 16, 3, 3), np.float32), conv),
         pack_columns(np.zeros((16, 32), np.float32), 16),
-        pack_rows(np.zeros((16, 32), np.float32), 8, 16),
+        pack_rows(np.zeros((16, 32), np.float32)),
     ):
         assert len(rows.values) == len(rows.offsets) == 1 and not rows.values.any() and not rows.ranges.any()
 

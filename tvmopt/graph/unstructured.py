@@ -35,5 +35,5 @@ def product(
     if layer.rows < MANY_ROWS:
         packed = state.rows((right, "columns"), lambda: pack_columns(weight, state.block))
         return state.anchor(dense_unstructured, data, *packed, columns=layer.columns, geometry=layer.geometry)
-    packed = state.rows((right, layer.rows), lambda: pack_rows(weight, layer.rows, state.block))
+    packed = state.rows((right, "rows"), lambda: pack_rows(weight))
     return state.anchor(dense_unstructured_rows, data, *packed, lanes=state.block, geometry=layer.geometry)

@@ -15,6 +15,7 @@ from tvm import te
 from tvmopt.operators import FLOPS_ATTR, OFFSETS_ATTR
 from tvmopt.operators.conv2d import Conv2d
 from tvmopt.operators.extent import LARGEST_TILE
+from tvmopt.operators.sparse import bounded, power
 from tvmopt.operators.unstructured import Rows, compress_rows, describe_rows, row_sum
 
 
@@ -25,14 +26,21 @@ class Planes:
     A plane has `rows` rows of `pitch` values, zeros for the border among them. An output pixel reads, through a tap,
     one value of the plane of its phase; outputs that are next to each other read values next to each other. A band of
     `band` rows of the output is `vectors` registers of `lanes` values, all rows in one piece: those between the end of
-    a row and the beginning of the next are computed in vain.
+    a row and the beginning of the next are computed in vain. `reach`: how far behind an output's own place in a plane
+    the last tap reads.
     """
 
     phases: tuple[int, int]
+    reach: int
     pitch: int
     rows: int
     band: int
     vectors: int
+
+    @property
+    def step(self) -> int:
+        """What the number of a plane is multiplied by in an offset: a power of two, more than `reach`."""
+        return power(self.reach + 1)
 
     @property
     def size(self) -> int:
@@ -64,22 +72,23 @@ def planes_of(conv: Conv2d) -> Planes | None:
         return None
     # The fewest registers in vain, of those that leave room for tiles; the longest, as a weight serves all of it.
     band = min(bands, key=lambda b: (round(vectors(b) / b * (1 + 1 / vectors(b)), 3), -b))
-    reach = (height - band) * pitch + vectors(band) * lanes + down * pitch + across
-    return Planes((phases[0], phases[1]), pitch, -(-reach // pitch), band, vectors(band))
+    reach = down * pitch + across
+    read = (height - band) * pitch + vectors(band) * lanes + reach
+    return Planes((phases[0], phases[1]), reach, pitch, -(-read // pitch), band, vectors(band))
 
 
 def fits(conv: Conv2d) -> bool:
     """Whether the strategy is for this convolution: one group, rows that registers hold, offsets an int32 holds."""
     planes = planes_of(conv) if conv.groups == 1 else None
-    return planes is not None and conv.in_channels * math.prod(planes.phases) * planes.size < 1 << 31
+    return planes is not None and conv.in_channels * math.prod(planes.phases) * max(planes.step, planes.size) < 1 << 31
 
 
 def _distances(conv: Conv2d, planes: Planes) -> np.ndarray:
-    """Offsets (I, KH, KW): of the plane, and in it."""
+    """Offsets (I, KH, KW): the number of the plane times a power of two, and how far behind the output's own place."""
     channel, row, column = np.indices((conv.in_channels, *conv.kernel))
     (sh, sw), (dh, dw), (ph, pw) = conv.strides, conv.dilation, planes.phases
     plane = (channel * ph + row * dh % sh) * pw + column * dw % sw
-    return plane * planes.size + row * dh // sh * planes.pitch + column * dw // sw
+    return plane * planes.step + row * dh // sh * planes.pitch + column * dw // sw
 
 
 def pack_unstructured_weight(weight: np.ndarray, conv: Conv2d) -> Rows:
@@ -99,7 +108,7 @@ def conv2d_unstructured(
     """
     planes = planes_of(conv)
     assert planes is not None
-    pitch, size, band, lanes = planes.pitch, planes.size, planes.band, conv.block
+    pitch, band, lanes = planes.pitch, planes.band, conv.block
     (height, width), (ph, pw) = conv.out_size, planes.phases
     as_it_is = planes.are_the_input(conv)
     source = data if as_it_is else _planes(data, conv, planes)
@@ -110,13 +119,15 @@ def conv2d_unstructured(
 
         def index(offset: te.PrimExpr) -> tuple[te.PrimExpr, ...]:
             # The divisions fall away when TVM flattens the index.
-            plane, at = offset // size, offset % size + pixel
+            # A remainder by a power of two tells TVM which part of a plane a band depends on.
+            plane = bounded(offset, conv.in_channels * ph * pw * planes.step) // planes.step
+            at = offset % planes.step + pixel
             phase = () if as_it_is else (plane // pw % ph, plane % pw)
             return n, plane // (ph * pw), *phase, at // pitch, at % pitch
 
         return row_sum(source, index, values, offsets, ranges, o, k)
 
-    kept, farthest = int(values.shape[0]), int((_distances(conv, planes) % size).max())
+    kept = int(values.shape[0])
     operations = 2 * conv.batch * height * width * kept
     sums = te.compute(
         (conv.batch, conv.out_channels, height // band, planes.vectors, lanes),
@@ -125,7 +136,7 @@ def conv2d_unstructured(
         attrs={
             **conv.annotations,
             FLOPS_ATTR: round(operations * conv.inside(0) * conv.inside(1)),
-            OFFSETS_ATTR: describe_rows(conv.in_channels * ph * pw, size, farthest, kept),
+            OFFSETS_ATTR: describe_rows(conv.in_channels * ph * pw, planes.step, planes.reach, kept),
         },
     )
 

@@ -15,11 +15,13 @@ from tvm import te
 
 from tvmopt.operators import FLOPS_ATTR, GEOMETRY_ATTR, OFFSETS_ATTR
 from tvmopt.operators.dense import row_of, unblock
-from tvmopt.operators.extent import LARGEST_TILE
+from tvmopt.operators.sparse import bounded
 from tvmopt.operators.unstructured import Rows, compress_rows, describe_rows, row_sum
 
 # From as many rows on there is no need to gather.
 MANY_ROWS = 6
+# Registers of a tile of rows, at most: multiply-adds enough for a weight and its offset, and tiles for several cores.
+_TILE = 12
 
 
 def pack_columns(weight: np.ndarray, block: int) -> Rows:
@@ -75,14 +77,13 @@ def dense_unstructured(
 def _tiles(rows: int, lanes: int) -> tuple[int, int]:
     """(tiles, registers of a tile) that hold `rows` values, the tiles as alike as can be."""
     registers = -(-rows // lanes)
-    tiles = -(-registers // LARGEST_TILE)
+    tiles = -(-registers // _TILE)
     return tiles, -(-registers // tiles)
 
 
-def pack_rows(weight: np.ndarray, rows: int, block: int) -> Rows:
-    """Weights (K, N) as those of `dense_unstructured_rows` of so many rows: an offset is where a column begins."""
-    computed = math.prod(_tiles(rows, block)) * block
-    return compress_rows(weight.T, np.arange(len(weight)) * computed)
+def pack_rows(weight: np.ndarray) -> Rows:
+    """Weights (K, N) as those of `dense_unstructured_rows`: an offset is a column of the left-hand side."""
+    return compress_rows(weight.T, np.arange(len(weight)))
 
 
 def dense_unstructured_rows(
@@ -105,8 +106,7 @@ def dense_unstructured_rows(
 
     def element(column: te.Var, t: te.Var, v: te.Var, lane: te.Var) -> te.PrimExpr:
         def index(offset: te.PrimExpr) -> tuple[te.PrimExpr, ...]:
-            # The divisions fall away when TVM flattens the index.
-            return offset // computed, offset % computed + (t * vectors + v) * lanes + lane
+            return bounded(offset, depth), (t * vectors + v) * lanes + lane
 
         return row_sum(turned, index, values, offsets, ranges, column, k)
 
@@ -116,7 +116,7 @@ def dense_unstructured_rows(
         element,
         name="dense_unstructured_rows",
         attrs={
-            FLOPS_ATTR: 2 * rows * kept, OFFSETS_ATTR: describe_rows(depth, computed, 0, kept), GEOMETRY_ATTR: geometry,
+            FLOPS_ATTR: 2 * rows * kept, OFFSETS_ATTR: describe_rows(depth, 1, 0, kept), GEOMETRY_ATTR: geometry,
         },
     )
 
