@@ -85,6 +85,7 @@ def test_of_two_sparse_kernels_the_faster_counts() -> None:
     assert "80% of zeros: 1 kernels bound by arithmetic, median 2.00x direct" in sparsity_table.summary(rows)[0]
 
 
+@pytest.mark.slow
 def test_single_weights_are_measured_beside_blocks(tmp_path: Path) -> None:
     found = tmp_path / "rows.json"
     arguments = ["--op", "gemm", "--shape", "1x64x48", "--sparsity", "0.9", "--method", "unstructured"]

@@ -105,6 +105,7 @@ def test_bad_input_is_named() -> None:
             kernels.main(arguments)
 
 
+@pytest.mark.slow
 def test_a_kernel_without_a_ladder_is_one_line(tmp_path: Path) -> None:
     # A rule of the user's own that comes before ours.
     (tmp_path / "mine.py").write_text(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 import tvmopt
@@ -18,6 +19,7 @@ from tvmopt.runtime.verify import check
 from tvmopt.tune import tune
 
 
+@pytest.mark.slow
 def test_a_pruned_file_is_tuned_and_exported(tmp_path: Path) -> None:
     file = OneShot("digits_cnn", "block-16x1", 0.8).write(load_model("digits_cnn"), tmp_path)
     model, options = load_model(str(file)), BuildOptions(log_dir=tmp_path / "logs")

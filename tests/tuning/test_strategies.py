@@ -159,6 +159,7 @@ def test_a_layer_is_told_by_its_sizes_however_it_is_computed() -> None:
     assert [without_kept(geometry) for geometry in named[1]] == named[0]
 
 
+@pytest.mark.slow
 def test_a_network_pruned_anew_is_measured_anew_where_it_is_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
     timed = list[str]()
 
@@ -179,6 +180,7 @@ def test_a_network_pruned_anew_is_measured_anew_where_it_is_gone_on_with(monkeyp
     assert not [op for op in ops if "sparse" in op]
 
 
+@pytest.mark.slow
 def test_every_way_of_a_pruned_network_is_really_timed() -> None:
     machine, notes, model = detect(), list[str](), pruned(0.9)
     found = strategies.measure_strategies(model, machine, rules(machine.kind), {}, notes.append)
@@ -208,6 +210,7 @@ def test_a_sparse_kernel_is_timed_over_the_whole_input() -> None:
     assert offsets.min() >= 0 and offsets.max() < 64 and all(len(set(row)) == 6 for row in offsets)
 
 
+@pytest.mark.slow
 def test_a_log_keeps_what_it_knew_of_another_sparsity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As where a file is pruned anew under its name: the weights' shapes are the same, and so is the log."""
     from tests.tuning.conftest import Silent
