@@ -21,6 +21,8 @@ def ragged_loops(func: tirx.PrimFunc, _module: tvm.IRModule, _context: tvm.trans
 
 
 def _shortened(loop: tirx.For) -> tirx.Stmt:
+    if not isinstance(loop.min, tirx.IntImm) or int(loop.min) != 0:
+        return loop
     statements = list(loop.body.seq) if isinstance(loop.body, tirx.SeqStmt) else [loop.body]
     stores = [statement for statement in statements if not isinstance(statement, tirx.Bind)]
     stripped = [_strip(store, loop.loop_var) for store in stores]

@@ -4,9 +4,9 @@ Pixels are in the lanes of a register, as in "Fast Sparse ConvNets" (Elsen et al
 multiplied with a vector of pixels of its own channel and tap, so a weight costs what it does in a dense kernel, and
 one that is zero nothing, wherever it is. Pixels of a channel lie next to each other, in planes.
 
-The arrays are values (kept,) float32, offsets (kept,) int32, each the distance in the planes from the first pixel of
-channel 0 to the input that the first output reads through this weight, and ranges (outputs, 2) int32, where each
-output's weights begin and end. Shape and number of kept weights make a kernel; which they are is data.
+The arrays are values (kept,) float32, offsets (kept,) int32, which say what input the first output reads through a
+weight (its plane, and where in it, as the operator counts them), and ranges (outputs, 2) int32, where each output's
+weights begin and end. Shape and number of kept weights make a kernel; which they are is data.
 """
 
 from __future__ import annotations
