@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm.s_tir import Schedule
-from tvm.tirx import IntImm
+from tvm.tirx import IndexMap, IntImm
 
 # Multiply-add latency (4 cycles) times units (2) on every x86 core since Haswell: so many independent sums must be in
 # flight before the units are never idle.
@@ -247,6 +247,14 @@ def vectorize_fill(sch: Schedule, block: Any) -> None:
     loops = sch.get_loops(block)
     if int(sch.get(loops[-1]).extent) <= LONGEST_VECTOR:
         sch.vectorize(loops[-1])
+
+
+def write_panels(sch: Schedule, output: Any, lanes: int) -> None:
+    """Has `output`, (..., columns), written panel by panel of `lanes` columns, where it is not already."""
+    axes = sch.get(output).iter_vars
+    if len(axes) != 3 or int(axes[-1].dom.extent) != lanes:
+        panelwise = IndexMap.from_func(lambda *i: (*i[:-1], i[-1] // lanes, i[-1] % lanes), ndim=len(axes))
+        sch.transform_block_layout(output, panelwise)
 
 
 def vectorize_unroll(sch: Schedule, block: Any, unrolled: int) -> None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from tvm.s_tir import Schedule
-from tvm.tirx import IndexMap
 
 from tvmopt.machine import Machine
 
-from .common import divisors, find_block, fuse_epilogue, parallelize, pays_in_parallel
+from .common import divisors, find_block, fuse_epilogue, parallelize, pays_in_parallel, write_panels
 from .sparse_nest import NO_SUMS, Sizes, band_stays, choose_tasks, choose_turn, choose_vectors, finish, stays
 
 # Columns that are turned together: one line of the cache of every sample.
@@ -30,11 +29,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     output = fuse_epilogue(sch, anchor, [turned] if turned is not None else [])
     if output is None:
         return None
-    axes = sch.get(output).iter_vars
-    if len(axes) != 3 or int(axes[-1].dom.extent) != lanes:
-        # (..., columns): let the output be written panel by panel.
-        panelwise = IndexMap.from_func(lambda *i: (*i[:-1], i[-1] // lanes, i[-1] % lanes), ndim=len(axes))
-        sch.transform_block_layout(output, panelwise)
+    write_panels(sch, output, lanes)
     row_options = [r for r in divisors(samples) if r <= machine.registers - NO_SUMS]
     rows = choose("rows", row_options, row_options[-1])
     vectors = choose_vectors(panels, rows, machine.registers, choose)

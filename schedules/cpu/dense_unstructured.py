@@ -18,11 +18,20 @@ from __future__ import annotations
 from typing import Any
 
 from tvm.s_tir import Schedule
-from tvm.tirx import IndexMap
 
 from tvmopt.machine import Machine
 
-from .common import LAST, Rung, divisors, find_block, fuse_epilogue, parallelize, pays_in_parallel, vectorize_unroll
+from .common import (
+    LAST,
+    Rung,
+    divisors,
+    find_block,
+    fuse_epilogue,
+    parallelize,
+    pays_in_parallel,
+    vectorize_unroll,
+    write_panels,
+)
 
 LADDER = [
     Rung("lanes", "a column of the weights a lane, which gathers its inputs", {}),
@@ -39,11 +48,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     output = fuse_epilogue(sch, anchor)
     if output is None:
         return None
-    axes = sch.get(output).iter_vars
-    if len(axes) != 3 or int(axes[-1].dom.extent) != lanes:
-        # (..., columns): let the output be written panel by panel.
-        panelwise = IndexMap.from_func(lambda *i: (*i[:-1], i[-1] // lanes, i[-1] % lanes), ndim=len(axes))
-        sch.transform_block_layout(output, panelwise)
+    write_panels(sch, output, lanes)
     options = divisors(panels)
     even = [p for p in options if panels // p % machine.cores == 0]
     chosen = choose("panels", options, even[-1] if even else 1)

@@ -11,6 +11,7 @@ from torch import nn
 
 from bench.covering import Row, covering
 from tests.kernels.support import avx2, compiled, failures, side_by_side, some_or_all
+from tests.kernels.test_sparse import Residual, _valid
 from tvmopt.graph.pipeline import lower_model
 from tvmopt.machine import detect
 from tvmopt.operators.conv2d import Conv2d
@@ -35,16 +36,6 @@ FACTORS: dict[str, list[Any]] = {
 PER_NETWORK = 10
 
 
-class Residual(nn.Module):
-    def __init__(self, conv: nn.Module) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.conv(x)
-        return torch.relu(y + y.mean((2, 3), keepdim=True))
-
-
 def thin(layer: nn.Module, kept: str, seed: int) -> None:
     """Zeroes weights of the layer at random: at different numbers in different rows."""
     generator = torch.Generator().manual_seed(seed)
@@ -63,11 +54,6 @@ def _layer(row: Row) -> nn.Module:
     conv = nn.Conv2d(row["in"], row["out"], row["kernel"], row["stride"], row["padding"], row["dilation"])
     after = {"nothing": [], "relu": [nn.ReLU()], "flatten": [nn.Flatten(), nn.ReLU()]}
     return Residual(conv) if row["after"] == "residual" else nn.Sequential(conv, *after[row["after"]])
-
-
-def _valid(row: Row) -> bool:
-    span = (row["kernel"] - 1) * row["dilation"] + 1
-    return span <= min(row["height"], row["width"]) + 2 * row["padding"] and row["padding"] <= row["kernel"]
 
 
 def _run(rows: list[Row], machine: Any = None) -> None:
