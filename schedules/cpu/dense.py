@@ -18,11 +18,10 @@ from __future__ import annotations
 from typing import Any
 
 from tvm.s_tir import Schedule
-from tvm.tirx import IndexMap
 
 from tvmopt.machine import Machine
 
-from .common import find_block, fuse_epilogue, parallelize, pays_in_parallel, vectorize_fill
+from .common import find_block, fuse_epilogue, parallelize, pays_in_parallel, vectorize_fill, write_panels
 from .product import choose_tiling, finish, split_output
 
 
@@ -35,12 +34,7 @@ def rule(sch: Schedule, kernel: Any, machine: Machine, choose: Any) -> Schedule 
     output = fuse_epilogue(sch, anchor, [pad] if pad is not None else [])
     if output is None:
         return None
-    if len(sch.get(output).iter_vars) != 3 or int(sch.get(output).iter_vars[-1].dom.extent) != lanes:
-        # (..., columns): let the output be written panel by panel.
-        panelwise = IndexMap.from_func(
-            lambda *i: (*i[:-1], i[-1] // lanes, i[-1] % lanes), ndim=len(sch.get(output).iter_vars)
-        )
-        sch.transform_block_layout(output, panelwise)
+    write_panels(sch, output, lanes)
     *leading, lno, lni = sch.get_loops(output)
     lm = sch.fuse(*leading)
     tiling = choose_tiling(
