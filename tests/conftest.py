@@ -75,6 +75,27 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = 1
 
 
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """`refused(main, *arguments)`: a command's exit status and what it says, which has to be one line.
+
+    In this process: to import what a command needs takes one of its own seconds.
+    """
+    from tvmopt.options import run
+
+    def call(main: Any, *arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        try:
+            status = run(main, arguments)
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and said.endswith("\n"), said
+        return status, said
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def build() -> Callable[..., Compiled]:
     """`build(module, *inputs, threads=None)`: compiled by TVM's own default pipeline, without tvmopt's."""

@@ -1,13 +1,13 @@
 """The public ResNet-20 on CIFAR-10, fine-tuned three ways from the same weights: dense, block-sparse, half its filters.
 
-The public weights are first trained on these images, which they do not know as JPEG. That network is what all three
-start from, and the teacher of all three: they see the same images for as many epochs with the same loss, and of each
-the epoch is kept that does best on 5,000 training images held back; the test images are only measured on. No epoch is
-one of the first 40%, in which the block-sparse network is not sparse enough yet, and in which the others could be good
-on held-back images that the public weights were trained on. The block-sparse one has 80% zeros over all layers that
-are pruned, in blocks of 16 outputs x 1 input, equally many in every 16 outputs of a layer, and fewer in its small
-layers (compress/allocation.py). The last has half of all filters cut out, residual paths included. All are then built
-and timed, taking turns.
+The public weights are first trained on these images, which they do not know as JPEG, for half as many epochs as what
+follows. That network is what all three start from, and the teacher of all three: they see the same images for as many
+epochs with the same loss, and of each the epoch is kept that does best on 5,000 training images held back; the test
+images are only measured on. No epoch is one of the first 40%, in which the block-sparse network is not sparse enough
+yet, and in which the others could be good on held-back images that the public weights were trained on. The
+block-sparse one has 80% zeros over all layers that are pruned, in blocks of 16 outputs x 1 input, equally many in every
+16 outputs of a layer, and fewer in its small layers (compress/allocation.py). The last has half of all filters cut out,
+residual paths included. All are then built and timed, taking turns.
 
 The images are CIFAR-10's as JPEG, so accuracies are a little below those on the lossless originals.
 """
@@ -70,7 +70,7 @@ def run(settings: Settings) -> int:
         raise DataError(f"cifar-resnet20 needs {WEIGHTS} and {IMAGES[1]} under {root} (--data-dir says another)")
     machine = settings.options.cpu("this recipe")
     configure_threads(machine.cores)
-    epochs = settings.epochs or (1 if settings.quick else 20)
+    epochs = settings.epochs or (1 if settings.quick else 40)
     with work_directory(settings) as folder:
         made = {name: folder / f"{name.replace(' ', '-').replace('%', '')}.pt2" for name in NETWORKS}
         _finetune(settings, root, images, folder, made, epochs)
@@ -105,11 +105,11 @@ def _finetune(settings: Settings, root: Path, images: str, folder: Path, made: M
     before = {"public": evaluate(public.module, test)}
     say(f"public weights: top-1 {before['public']:.2%} of {len(test)} test images; trained on these images first:")
     adapted = copy.deepcopy(public.module)
-    common = _common(held_back, epochs)
-    train(adapted, training, checkpoint=folder / "adapted.ckpt", **common)
+    train(adapted, training, checkpoint=folder / "adapted.ckpt", **_common(held_back, max(1, epochs // 2)))
     before["before"] = evaluate(adapted, test)
     say(f"what all three start from: top-1 {before['before']:.2%} of {len(test)} test images")
     params = sum(parameter.numel() for parameter in public.module.parameters())
+    common = _common(held_back, epochs)
     for name, method in NETWORKS.items():
         if made[name].is_file():
             continue

@@ -8,13 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tvmopt import replay, tune
 from tvmopt.tuning.lines import MANIFEST, RECORDS
 from tvmopt.tuning.log import Log
 from tvmopt.tuning.manifest import read_manifest
+
+Refused = Callable[..., tuple[int, str]]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -35,19 +39,17 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--sparsity", "0.5", "--method", "ice"], 2, "ice"),
     ],
 )
-def test_bad_input_to_tune_is_one_line(arguments: list[str], status: int, said: str) -> None:
-    done = run("tvmopt.tune", *arguments)
-    assert done.returncode == status
-    assert said in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+def test_bad_input_to_tune_is_one_line(refused: Refused, arguments: list[str], status: int, said: str) -> None:
+    ended, line = refused(tune.main, *arguments)
+    assert ended == status and said in line, line
 
 
-def test_bad_input_to_replay_is_one_line(tmp_path: Path, written: Path) -> None:
-    missing = run("tvmopt.replay", str(tmp_path / "nowhere"))
+def test_bad_input_to_replay_is_one_line(tmp_path: Path, written: Path, refused: Refused) -> None:
+    assert refused(replay.main, str(tmp_path / "nowhere"))[0] == 1
     (written / MANIFEST).write_text("{")
     broken = run("tvmopt.replay", str(written))
-    for done in (missing, broken):
-        assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
-        assert "Traceback" not in done.stderr
+    assert broken.returncode == 1 and len(broken.stderr.strip().splitlines()) == 1, broken.stderr
+    assert "Traceback" not in broken.stderr
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import torch
 
 from bench.cuda_proof.device import NVCC
 from tests.tuning.conftest import make_kernel
+from tvmopt import tune
 from tvmopt.errors import FleetError, UsageError
 from tvmopt.machine import available_cores, detect, named_gpu
 from tvmopt.options import BuildOptions
@@ -235,17 +236,17 @@ def test_a_server_of_tvms_own_serves_too(servers: Servers, rules: list[Any]) -> 
         fleet.machine(BuildOptions(threads=64), print)
 
 
-def test_bad_fleets_are_one_line(servers: Servers, pair: Fleet) -> None:
+def test_bad_fleets_are_one_line(servers: Servers, pair: Fleet, refused: Callable[..., tuple[int, str]]) -> None:
     with pytest.raises(FleetError, match="no CUDA GPU"):
         pair.machine(BuildOptions(target="cuda"), print)
-    rpc = ["tvmopt.tune", "--runner", "rpc", "--tracker"]
-    nobody = command(*rpc, f"127.0.0.1:{free_port()}", "--key", "pair")
-    unknown = command(*rpc, pair.tracker, "--key", "cray")
-    for done, said in ((nobody, "no tracker answers there"), (unknown, "has no server of that key")):
-        assert done.returncode == 1 and said in done.stderr, done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
-    lone = command("tvmopt.tune", "--tracker", pair.tracker)
-    assert lone.returncode == 2 and "--runner rpc" in lone.stderr
+    for tracker, key, wanted in (
+        (f"127.0.0.1:{free_port()}", "pair", "no tracker answers there"),
+        (pair.tracker, "cray", "has no server of that key"),
+    ):
+        status, said = refused(tune.main, "--runner", "rpc", "--tracker", tracker, "--key", key)
+        assert status == 1 and wanted in said
+    status, said = refused(tune.main, "--tracker", pair.tracker)
+    assert status == 2 and "--runner rpc" in said
     for tracker, key in ((None, "k"), ("127.0.0.1:1", None), ("localhost", "k"), ("localhost:99999", "k")):
         with pytest.raises(UsageError):
             Fleet.parse(tracker, key)

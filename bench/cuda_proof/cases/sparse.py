@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from tvm import te
+from tvm import te, tirx
 
 from tvmopt.operators.conv2d import Conv2d
 from tvmopt.operators.conv2d_sparse_nhwc import conv2d_sparse_nhwc, pack_sparse_nhwc_weight
 from tvmopt.operators.dense_sparse import dense_sparse, pack_sparse_dense_weight
+from tvmopt.operators.sparse import Pattern
 
 from ...covering import covering
 from .base import Arrays, Case, biased
@@ -35,19 +37,27 @@ def case(lead: tuple[int, ...], depth: int, columns: int, kept: str) -> Case:
     mask = blocks.repeat(16, axis=1)[:, :columns].repeat(4 if kept == "quads" else 1, axis=0)[:depth]
     weight = (generator.standard_normal((depth, columns)) * mask).astype(np.float32)
     pattern = pack_sparse_dense_weight(weight, 16)
-    data, bias = te.placeholder((*lead, depth), name="X"), te.placeholder((columns,), name="B")
+    func, inputs = _built((*lead, depth), columns, pattern, lambda x, v, o: dense_sparse(x, v, o, columns=columns))
+    label = f"{'x'.join(map(str, lead))} {depth} {columns} {kept}"
+    return Case(label, depth, func, inputs, partial(_product, weight=weight))
+
+
+def _built(
+    shape: tuple[int, ...], columns: int, pattern: Pattern, compute: Callable[..., te.Tensor]
+) -> tuple[tirx.PrimFunc, Callable[[], Arrays]]:
+    """The kernel of `compute(data, values, offsets)` with bias and ReLU, and what makes its arguments."""
+    data, bias = te.placeholder(shape, name="X"), te.placeholder((columns,), name="B")
     values = te.placeholder(pattern.values.shape, name="V")
     offsets = te.placeholder(pattern.offsets.shape, "int32", name="O")
-    out = biased(dense_sparse(data, values, offsets, columns=columns), bias)
+    out = biased(compute(data, values, offsets), bias)
     func = te.create_prim_func([data, values, offsets, bias, out], index_dtype_override="int64")
 
     def inputs() -> Arrays:
         random = np.random.default_rng(1)
-        x, b = (random.standard_normal(shape).astype(np.float32) for shape in ((*lead, depth), (columns,)))
+        x, b = (random.standard_normal(size).astype(np.float32) for size in (shape, (columns,)))
         return [x, pattern.values, pattern.offsets, b]
 
-    label = f"{'x'.join(map(str, lead))} {depth} {columns} {kept}"
-    return Case(label, depth, func, inputs, partial(_product, weight=weight))
+    return func, inputs
 
 
 def _product(inputs: Arrays, weight: np.ndarray) -> np.ndarray:
@@ -69,16 +79,7 @@ def strided(shape: tuple[int, ...], out: int, strides: tuple[int, int]) -> Case:
     weight = (generator.standard_normal((out, channels, 1, 1)) * mask).astype(np.float32)
     conv = Conv2d(batch, channels, out, (height, width), (1, 1), strides, (0, 0, 0, 0), (1, 1), 1, 1)
     pattern = pack_sparse_nhwc_weight(weight)
-    data, bias = te.placeholder(shape, name="X"), te.placeholder((out,), name="B")
-    values = te.placeholder(pattern.values.shape, name="V")
-    offsets = te.placeholder(pattern.offsets.shape, "int32", name="O")
-    result = biased(conv2d_sparse_nhwc(data, values, offsets, conv=conv), bias)
-    func = te.create_prim_func([data, values, offsets, bias, result], index_dtype_override="int64")
-
-    def inputs() -> Arrays:
-        random = np.random.default_rng(1)
-        x, b = (random.standard_normal(size).astype(np.float32) for size in (shape, (out,)))
-        return [x, pattern.values, pattern.offsets, b]
+    func, inputs = _built(shape, out, pattern, lambda x, v, o: conv2d_sparse_nhwc(x, v, o, conv=conv))
 
     def expected(arrays: Arrays) -> np.ndarray:
         x, *_, b = (torch.from_numpy(array.astype("float64")) for array in arrays)
