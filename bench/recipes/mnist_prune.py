@@ -103,7 +103,7 @@ def _cell(dense: nn.Module, method: str, sparsity: float, training: Dataset, tes
 
     module, top1 = copy.deepcopy(dense).eval(), []
     for layer in module.modules():
-        if isinstance(layer, nn.Dropout):
+        if isinstance(layer, (nn.Dropout, nn.Dropout2d)):
             layer.p = 0.0
     name, only = METHODS[method]
     inputs = (torch.zeros(1, *test.images.shape[1:]),)
