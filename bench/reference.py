@@ -6,12 +6,12 @@ left over from an earlier call cannot pass.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import ModelError, UsageError
+from tvmopt.pt2 import duplicate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +105,7 @@ def _other(example: Tensor, seed: int) -> Tensor:
 def _outputs64(module: Any, inputs: list[Tensor]) -> list[Tensor]:
     from tvmopt.runtime.verify import flatten
 
-    wide = copy.deepcopy(module).double()
+    wide = duplicate(module).double()
     values = [x.double() if x.dtype.is_floating_point else x for x in inputs]
     try:
         outputs: Any = wide(*values)

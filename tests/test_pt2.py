@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from tvmopt.errors import InputError, ModelError
 from tvmopt.model import load_model
 from tvmopt.models.digits_cnn import DigitsCNN
+from tvmopt.pt2 import duplicate
 
 
 class Canary:
@@ -85,6 +87,18 @@ def test_an_exported_program_is_a_model(archive: Path) -> None:
         load_model(str(archive), batch=3)
     with pytest.raises(ModelError, match="holds its weights"):
         load_model(str(archive), weights="x.pt")
+
+
+def test_a_copy_of_its_module_says_nothing(archive: Path) -> None:
+    module = load_model(str(archive)).module
+    with warnings.catch_warnings():
+        # The tests' own settings, which ignore torch's warnings of itself, do not count here.
+        warnings.resetwarnings()
+        warnings.simplefilter("error")
+        copied = duplicate(module)
+    weights = dict(module.named_parameters())
+    for name, weight in copied.named_parameters():
+        assert torch.equal(weight, weights[name]) and weight.data_ptr() != weights[name].data_ptr()
 
 
 def test_an_archive_without_example_inputs(archive: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from tvmopt.compress.schedule import KINDS as SCHEDULES
 from tvmopt.compress.settings import Settings, check
 from tvmopt.errors import ModelError, OutputError, UsageError
 from tvmopt.options import add_build_options, build_options, make_parser, names, positive_int, run
+from tvmopt.pt2 import duplicate
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +54,7 @@ def prune_model(model: Model, settings: Settings, say: Any = print) -> Pruned | 
     method = check(settings)
     _check_module(model)
     test, training, held_back = _datasets(model, settings)
-    module = copy.deepcopy(model.module)
+    module = duplicate(model.module)
     before, scores = size_of(module), _Scores(test)
     scores.take("before", module)
     sparsity: float | Mapping[str, float] | None = settings.sparsity

@@ -10,12 +10,14 @@ Python, and writes the graph's names into source code that it then executes. So 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
 import pickle
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from tvmopt.errors import ModelError, one_line
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.export import ExportedProgram
 
 _lock = threading.Lock()
@@ -35,6 +38,13 @@ _TREE = re.compile(r"[\w\s.,:\"\\\[\]{}]*")
 _TARGET = re.compile(r"torch\.ops\.(?!higher_order\.triton)[\w.]+|_operator\.(getitem|add|sub|mul|floordiv|neg)")
 # Free text that torch keeps but never executes, or (as_string) writes with repr().
 _FREE_TEXT = {"metadata", "as_string", "as_strings"}
+
+
+def duplicate(module: nn.Module) -> nn.Module:
+    """A deep copy of any module. Of an exported program's, torch would say that its own code uses a deprecated name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        return copy.deepcopy(module)
 
 
 def load_exported(path: str | os.PathLike[str]) -> tuple[ExportedProgram, dict[str, str]]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import UsageError
+from tvmopt.pt2 import duplicate
 
 if TYPE_CHECKING:
     from tvmopt.model import Model
@@ -96,11 +97,10 @@ def in_dtype(model: Model) -> Model:
     """The model with its weights and example inputs in the dtype it is to be computed in, as a peer takes it."""
     if model.dtype == "float32":
         return model
-    import copy
 
     import torch
 
-    module = copy.deepcopy(model.module).to(getattr(torch, model.dtype))
+    module = duplicate(model.module).to(getattr(torch, model.dtype))
     inputs = tuple(cast(model.example_inputs, model.dtype))
     return dataclasses.replace(model, module=module, example_inputs=inputs, exported=None)
 

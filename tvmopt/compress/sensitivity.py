@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from tvmopt.compress.masked import Masked
 from tvmopt.compress.methods import Method
 from tvmopt.compress.structural import remove
 from tvmopt.errors import UsageError
+from tvmopt.pt2 import duplicate
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,7 +44,7 @@ def scan(
     for name in chosen_layers(module, method, only, skip):
         found[name] = {0.0: whole}
         for share in shares:
-            tried = copy.deepcopy(module)
+            tried = duplicate(module)
             if method.kind == "structural":
                 remove(tried, method, {name: share}, inputs)
             else:

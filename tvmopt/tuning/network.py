@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvmopt.errors import ModelError, VerificationError, one_line
 from tvmopt.machine import threads_environment
+from tvmopt.pt2 import duplicate
 from tvmopt.runtime.timer import median_interval
 from tvmopt.runtime.verify import check, flatten, handed_out
 from tvmopt.tuning.process import Process, WorkerError
@@ -32,7 +32,7 @@ def reference(model: Model) -> list[Any]:
     """PyTorch's outputs in fp64 for the example inputs, as arrays."""
     import torch
 
-    wide = copy.deepcopy(model.module).double()
+    wide = duplicate(model.module).double()
     inputs = [x.double() if x.dtype.is_floating_point else x for x in model.example_inputs]
     try:
         with torch.no_grad():
