@@ -24,7 +24,7 @@ RULES = [
     ("split_k", 2, ways.split_k),
     ("product", 3, ways.tiles),
     ("winograd", 1, winograd.rule),
-    ("sparse", 2, sparse.rule),
+    ("sparse", 3, sparse.rule),
     ("depthwise", 1, depthwise.rule),
     ("pool", 1, pool.rule),
     ("rows", 1, rows.rule),

@@ -71,7 +71,9 @@ def rule(sch: Schedule, kernel: Any, machine: Any, choose: Any) -> Schedule | No
     if rows >= MANY_ROWS:
         options = [r for r in (1, 2, QUAD) if rows % r == 0]
         per_thread = choose("rows", options, rows_a_thread(options, rows, panels, machine))
-        block, thread, row = sch.split(own, [None, THREADS, per_thread])
+        # Few rows have as many threads: with more, every step of a thread would ask whether it has a row.
+        threads = min(THREADS, rows // per_thread)
+        block, thread, row = sch.split(own, [None, threads, per_thread])
         sch.reorder(block, panel, thread, row, lane)
         sch.bind(block, "blockIdx.x")
         sch.bind(panel, "blockIdx.y")
