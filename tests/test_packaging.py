@@ -117,6 +117,7 @@ def test_installed_commands(installed, tmp_path):
         assert call(installed / "python", "-c", f"import {module}", cwd=tmp_path).returncode == 1
 
 
+@pytest.mark.slow
 def test_installed_wheel_exports_and_loads(installed, tmp_path):
     done = call(installed / "tvmopt", "export", "digits_cnn", "--variant", "manual", "-o", "digits.so", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -171,7 +171,11 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("arguments", _examples(), ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [pytest.param(a, marks=pytest.mark.slow) if a[0].startswith("torchvision:") else a for a in _examples()],
+    ids=" ".join,
+)
 def test_the_examples_of_the_help_run(
     arguments: list[str], stand_ins: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,6 +92,7 @@ def test_python_example_runs(tmp_path):
     assert (tmp_path / "model.so").is_file()
 
 
+@pytest.mark.slow
 def test_export_runs(tmp_path):
     done = call([sys.executable, "-m", "tvmopt.export", "digits_cnn", "--variant", "manual", "-o", "d.so"], tmp_path)
     assert done.returncode == 0, done.stderr

@@ -30,7 +30,11 @@ def run(code: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("order", ["import tvm, torch", "import torch, tvm", "import tvm", "import torch", "pass"])
+@pytest.mark.parametrize(
+    "order",
+    ["import torch, tvm", "pass",
+     *(pytest.param(o, marks=pytest.mark.slow) for o in ("import tvm, torch", "import tvm", "import torch"))],
+)  # fmt: skip
 @pytest.mark.parametrize("threads", sorted({1, CORES}))
 def test_pool_is_as_large_as_asked(order, threads):
     code = f"""

@@ -86,6 +86,7 @@ def test_cuda_every_network_is_tuned_as_it_is_measured():
     assert len(tuned) == 12 and tuned == set(measured)
 
 
+@pytest.mark.slow
 def test_cuda_what_was_tuned_since_is_measured_again(tmp_path):
     """A log of the name that tuning gives it is found."""
     script = tmp_path / "bench/gpu/run.sh"

@@ -113,6 +113,7 @@ except ModelError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(fake_driver.compiler() is None, reason="no C compiler")
 def test_cuda_where_the_runtime_loads_nvcc_is_called_once_a_build(tmp_path: Path) -> None:
     done, commands = fake_driver.run(tmp_path, _BUILDS.replace("FOLDER", str(tmp_path)))

@@ -46,7 +46,9 @@ def _border_made(lowered: Lowered, functions: dict[str, Any]) -> None:
             functions[kernel.name] = scheduled.schedule.mod["main"]
 
 
-@pytest.mark.parametrize("layers", [_pools(), _depthwise()], ids=["pools", "depthwise"])
+@pytest.mark.parametrize(
+    "layers", [pytest.param(_pools(), marks=pytest.mark.slow), _depthwise()], ids=["pools", "depthwise"]
+)
 @pytest.mark.parametrize("border", ["read", *(pytest.param(name, marks=pytest.mark.slow) for name in ("made", "avx2"))])
 def test_borders(layers: list[tuple[nn.Module, tuple[int, ...]]], border: str) -> None:
     machine: Machine = detect()

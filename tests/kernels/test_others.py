@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -112,6 +113,7 @@ class Residual(nn.Module):
         return self.b(y.reshape(n, h, c, w).transpose(1, 2))  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_layers_in_and_out_of_the_blocked_layout() -> None:
     layers: list[nn.Module] = [
         _after_conv(nn.MaxPool2d(3, 2, 1)),

@@ -15,7 +15,9 @@ LENGTHS = [1, 7, 8, 15, 16, 17, 31, 33, 64, 197]
 MACHINES = [detect(), avx2(detect())]
 
 
-@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.isa)
+@pytest.mark.parametrize(
+    "machine", [MACHINES[0], pytest.param(MACHINES[1], marks=pytest.mark.slow)], ids=lambda machine: machine.isa
+)
 def test_rows_round_a_register(machine: Machine) -> None:
     shapes = [*[(2, 3, n) for n in LENGTHS], *[(5, n) for n in LENGTHS[1:]], (1, 4, 97, 64), (3, 50, 768)]
     layers: list[nn.Module] = [nn.Softmax(-1) for _ in LENGTHS]

@@ -39,7 +39,7 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
 
 
 @pytest.mark.parametrize(
-    "strategy", ["direct", "sparse", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemm", "winograd"))]
+    "strategy", ["direct", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sparse", "gemm", "winograd"))]
 )
 def test_every_trace_survives_the_log(strategy: str) -> None:
     machine = detect()

@@ -61,7 +61,7 @@ def _run(rows: list[Row], machine: Any = None, strategies: dict[str, str] = STRA
 
 
 @some_or_all
-@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("m", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_every_pair_of_boundary_values(m: int, count: int | None) -> None:
     _run(covering(FACTORS, 2, _valid, seed=m)[:count], strategies={"conv2d": f"winograd-f{m}"})
 

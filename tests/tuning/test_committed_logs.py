@@ -15,6 +15,8 @@ from tvmopt.tuning.resolve import open_log
 
 ROOT = Path(__file__).resolve().parents[2] / "tuning_logs"
 LOGS = sorted(path.parent for path in ROOT.glob("*/*/manifest.json"))
+# Of many kernels: seconds each.
+LARGE = ("googlenet", "mobilenet_v2", "resnet50")
 
 
 def _machine_of(log: Path) -> Machine:
@@ -27,7 +29,11 @@ def test_logs_of_both_networks_are_committed() -> None:
     assert {"digits_cnn", "resnet18"} <= {log.name for log in LOGS}
 
 
-@pytest.mark.parametrize("log", LOGS, ids=lambda log: f"{log.parent.name}/{log.name}")
+@pytest.mark.parametrize(
+    "log",
+    [pytest.param(log, marks=pytest.mark.slow) if log.name in LARGE else log for log in LOGS],
+    ids=lambda log: f"{log.parent.name}/{log.name}",
+)
 def test_no_kernel_misses(log: Path) -> None:
     manifest, machine = read_manifest(log), _machine_of(log)
     assert machine.slug == log.parent.name

@@ -22,6 +22,8 @@ from tvmopt.tuning.manifest import read_manifest
 from tvmopt.tuning.network import reference
 from tvmopt.variants import build_by_options
 
+pytestmark = pytest.mark.slow
+
 NAMED = ["digits_cnn", "--sparsity", "0.8", "--method", "block"]
 
 
@@ -43,7 +45,6 @@ def test_the_log_says_what_was_pruned_and_how_its_layers_are_computed(log: Path)
     assert any(name.startswith("conv2d ") and " kept " in name for name in manifest.strategies)
 
 
-@pytest.mark.slow
 def test_bench_finds_the_log_as_auto(log: Path, tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     done = subprocess.run(

@@ -126,6 +126,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, model: Model, seconds: Any, **befor
 DENSE_90, DENSE_50 = "dense 1x64x32 kept 6", "dense 1x64x32 kept 32"
 
 
+@pytest.mark.slow
 def test_a_dense_layer_takes_what_was_measured_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     model = pruned(0.9)
     for slow, fast in (("sparse", "packed"), ("packed", "sparse")):
@@ -136,6 +137,7 @@ def test_a_dense_layer_takes_what_was_measured_to_be_faster(monkeypatch: pytest.
         assert (ops.count("dense_sparse"), ops.count("dense")) == ((1, 1) if fast == "sparse" else (0, 2))
 
 
+@pytest.mark.slow
 def test_where_sparse_is_slower_everywhere_a_pruned_network_has_the_kernels_of_its_dense_self(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
