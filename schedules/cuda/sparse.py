@@ -71,7 +71,7 @@ def rule(sch: Schedule, kernel: Any, machine: Any, choose: Any) -> Schedule | No
     if rows >= MANY_ROWS:
         options = [r for r in (1, 2, QUAD) if rows % r == 0]
         per_thread = choose("rows", options, rows_a_thread(options, rows, panels, machine))
-        # Few rows have as many threads: with more, every step of a thread would ask whether it has a row.
+        # A block of few rows has no more threads: with more, each would ask at every step whether it has a row.
         threads = min(THREADS, rows // per_thread)
         block, thread, row = sch.split(own, [None, threads, per_thread])
         sch.reorder(block, panel, thread, row, lane)
