@@ -72,8 +72,10 @@ def run(settings: Settings) -> int:
     configure_threads(machine.cores)
     epochs = settings.epochs or (1 if settings.quick else 40)
     with work_directory(settings) as folder:
-        made = {name: folder / f"{name.replace(' ', '-').replace('%', '')}.pt2" for name in NETWORKS}
-        _finetune(settings, root, images, folder, made, epochs)
+        # What was trained for another number of epochs, or on few images, is not this run's.
+        trained = folder / (f"{epochs}-epochs" + ("-quick" if settings.quick else ""))
+        made = {name: trained / f"{name.replace(' ', '-').replace('%', '')}.pt2" for name in NETWORKS}
+        _finetune(settings, root, images, trained, made, epochs)
         options = dataclasses.replace(
             settings.options, threads=machine.cores,
             log_dir=settings.options.log_dir if settings.keep_logs else folder / "tuning_logs",
